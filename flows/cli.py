@@ -1,0 +1,177 @@
+"""The command line: `recfunnel COMMAND`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from pipeline.lake import InputError
+
+CONFIGS = Path(__file__).parent / "configs"
+
+app = typer.Typer(
+    help="The whole recommendation funnel, from raw logs to ranked lists.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file, such as flows/configs/small.toml.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help='Overrides, such as fine.model="star".')
+]
+DataFolder = Annotated[Path, typer.Option(help="The data folder of the runs.")]
+
+
+def main() -> None:
+    """Run a command; a mistake in the input is told in plain words and ends with status 2."""
+    try:
+        app()
+    except InputError as error:
+        Console(stderr=True, highlight=False).print(f"[bold red]error[/]  {escape(str(error))}", soft_wrap=True)
+        sys.exit(2)
+
+
+@app.command()
+def run(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Run the whole funnel; finished stages whose inputs are unchanged are kept."""
+    begun = time.perf_counter()
+    from flows.servers import prefect_home
+    from pipeline.config import load
+
+    settings = load(config, overrides or [])
+    prefect_home(Path(settings.folder))
+    from flows.funnel import funnel
+    from pipeline.evaluation import report
+
+    summary = funnel(str(config), overrides or [])
+    report.terminal(summary["folders"])
+    seconds = time.perf_counter() - begun
+    print(f"done: report {summary['report']} · MLflow run {summary['run']} · {seconds:.0f} s")
+
+
+@app.command()
+def demo() -> None:
+    """Run the demonstration: a simulated market with 100,000 users and 1,000,000 impressions."""
+    run(CONFIGS / "demo.toml")
+
+
+@app.command()
+def check_data(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Read the configured source against the event contract, and write nothing."""
+    from pipeline.config import load
+    from pipeline.sources import contract
+
+    settings = load(config, overrides or [])
+    found = contract.check(settings.source, settings.contract)
+    for name, value in found.items():
+        print(f"{name:<32} {value:,}" if isinstance(value, int) else f"{name:<32} {value}")
+    print("done: the source keeps the contract")
+
+
+@app.command(name="report")
+def report_(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's name, such as demo, or its folder.")],
+    folder: DataFolder = Path("data"),
+) -> None:
+    """Print the report of a run's latest finish, and where its page lies."""
+    from pipeline.evaluation import report
+
+    latest = next((path for path in (Path(run) / "latest.json", folder / run / "latest.json") if path.exists()), None)
+    if latest is None:
+        raise InputError(f"{run}: no finished run in {folder / run}; give a run's name or folder, or run it first")
+    summary = json.loads(latest.read_text())
+    report.terminal({name: Path(path) for name, path in summary["folders"].items()})
+    print(f"report {summary['report']} · MLflow run {summary['run']}")
+
+
+@app.command()
+def ui(folder: DataFolder = Path("data")) -> None:
+    """Show MLflow's and Prefect's pages side by side until interrupted."""
+    from flows.servers import mlflow_ui, prefect_server
+
+    with ExitStack() as servers:
+        print(f"MLflow   {servers.enter_context(mlflow_ui(folder))}", flush=True)
+        print(f"Prefect  {servers.enter_context(prefect_server(folder))}", flush=True)
+        print("Ctrl-C ends both", flush=True)
+        _until_interrupted()
+
+
+@app.command()
+def schedule(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    cron: Annotated[str, typer.Option(help="When to run, in UTC.")] = "0 4 * * *",
+) -> None:
+    """Run the funnel on a schedule, with Prefect's pages open beside it, until interrupted."""
+    from flows.servers import prefect_server
+    from pipeline.config import load
+
+    settings = load(config, overrides or [])
+    with prefect_server(Path(settings.folder)) as address:
+        os.environ["PREFECT_API_URL"] = f"{address}/api"
+        print(f"Prefect  {address}/deployments", flush=True)
+        from flows.schedule import serve
+
+        serve(config, overrides or [], cron)
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="A benchmark, or `all`.")],
+    options: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Sizes and seeds.")] = None,
+    small: Annotated[bool, typer.Option("--small", help="Small sizes, for a quick look.")] = False,
+) -> None:
+    """Measure what the README states: a table, then one JSON object of numbers as the last line."""
+    from pipeline.bench import BENCHES
+    from pipeline.bench.measure import show
+
+    if name not in (*BENCHES, "all"):
+        raise InputError(f"{name!r} is no benchmark; it is one of all, {', '.join(BENCHES)}")
+    given = {key: int(value) for key, _, value in (option.partition("=") for option in options or [])}
+    figures: dict[str, float] = {}
+    for one in BENCHES if name == "all" else [name]:
+        measure, quick = BENCHES[one]
+        measured = measure(**(quick if small else {}), **given)
+        figures |= {f"{one}_{key}": value for key, value in measured.items()} if name == "all" else measured
+    show(name, figures)
+
+
+@app.command()
+def zoo(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    models: Annotated[str, typer.Option(help="Rankers, separated by commas; all by default.")] = "",
+    seeds: Annotated[int, typer.Option(help="How many seeds each.")] = 3,
+) -> None:
+    """Train the rankers side by side, with equal seeds, and print their leaderboard."""
+    from models import RANKERS
+    from pipeline.config import load
+
+    settings = load(config, overrides or [])
+    chosen = models.split(",") if models else list(RANKERS)
+    if unknown := [model for model in chosen if model not in RANKERS]:
+        raise InputError(f"--models: {', '.join(unknown)} unknown; choose from {', '.join(RANKERS)}")
+    from flows.servers import prefect_home
+
+    prefect_home(Path(settings.folder))
+    from flows.zoo import zoo as compete
+
+    compete(str(config), overrides or [], chosen, seeds)
+
+
+def _until_interrupted() -> None:
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        print("ended")

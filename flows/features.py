@@ -1,0 +1,42 @@
+"""Logs → events → features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import Task, flow
+
+from flows.stages import READING, keep_or_make
+from pipeline.config import Config
+from pipeline.features import build
+from pipeline.sources import contract
+from pipeline.tracking import Run
+
+write_events = Task(contract.write_events, name="write events", **READING)
+build_features = Task(build.build, name="build features")
+
+
+@flow(name="features")
+def features(config: Config, run: Run) -> tuple[Path, Path]:
+    """Check the source against the contract, then make everything the models see. Returns both folders."""
+    events = keep_or_make(
+        write_events,
+        "events",
+        root=config.root,
+        run=run,
+        reads=contract.source_files(config.source),
+        tell=("events", "users", "items", "rejected_rows"),
+        source=config.source,
+        contract=config.contract,
+    )
+    made = keep_or_make(
+        build_features,
+        "features",
+        events,
+        root=config.root,
+        run=run,
+        features=config.features,
+        contract=config.contract,
+        split=config.split,
+    )
+    return events, made

@@ -1,0 +1,43 @@
+"""Gates: what decides how much of a signal passes, or whose."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.layers import mlp
+
+
+class GateNU(nn.Module):
+    """γ·σ(W'·ReLU(Wx + b) + b') with γ = 2, so that a gate without an opinion is 1 (Chang et al., PEPNet, KDD 2023,
+    §3.2)."""
+
+    def __init__(self, into: int, out: int, hidden: int) -> None:
+        super().__init__()
+        self.net = mlp(into, hidden, out)
+
+    def forward(self, x: Float[Tensor, "B into"]) -> Float[Tensor, "B out"]:
+        return 2 * torch.sigmoid(self.net(x))
+
+
+class SoftmaxGate(nn.Module):
+    """G distributions over K experts.
+
+    In training each weight is dropped with probability `dropout` and the rest rescaled to sum to 1, against a gate
+    that always takes the same expert (Zhao et al., Recommending What Video to Watch Next, RecSys 2019, §4.2). Where
+    all would be dropped, none is.
+    """
+
+    def __init__(self, into: int, gates: int, experts: int, dropout: float) -> None:
+        super().__init__()
+        self.shape = (gates, experts)
+        self.score = nn.Linear(into, gates * experts)
+        self.dropout = dropout
+
+    def forward(self, x: Float[Tensor, "B into"]) -> Float[Tensor, "B G K"]:
+        weights = self.score(x).unflatten(1, self.shape).softmax(dim=-1)
+        kept = functional.dropout(weights, self.dropout, self.training)
+        total = kept.sum(dim=-1, keepdim=True)
+        return torch.where(total > 0, kept / total.where(total > 0, 1), weights)

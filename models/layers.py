@@ -1,0 +1,203 @@
+"""What nearly all models share: embedding a batch, plain networks, banks of small networks, and mixing or picking."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from models.schema import Schema
+from models.sequences import MeanPooling, segment_sum
+
+CLIP = 5.0
+
+
+class FieldEmbedding(nn.Module):
+    """One table for all fields; a code comes with its field's offset already added."""
+
+    def __init__(self, schema: Schema, width: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(schema.table_size, width)
+        nn.init.normal_(self.table.weight, std=0.01)
+
+    def forward(self, *codes: Int[Tensor, "_ _"]) -> list[Float[Tensor, "_ _ D"]]:
+        """Embeddings of several tensors of codes at once: what costs time is the gradient of the whole table, which
+        each look-up would make anew."""
+        vectors = self.table(torch.cat([part.flatten() for part in codes]))
+        parts = vectors.split([part.numel() for part in codes])
+        return [vector.view(*part.shape, vectors.shape[1]) for vector, part in zip(parts, codes, strict=True)]
+
+
+class Numbers(nn.Module):
+    """Numeric features in standard deviations from the training mean, at most `CLIP` of them."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, schema: Schema, columns: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.columns = list(range(len(schema.numbers))) if columns is None else list(columns)
+        chosen = [schema.numbers[column] for column in self.columns]
+        self.register_buffer("mean", torch.tensor([number.mean for number in chosen]))
+        self.register_buffer("std", torch.tensor([number.std or 1.0 for number in chosen]))
+
+    def forward(self, numbers: Float[Tensor, "B M"]) -> Float[Tensor, "B chosen"]:
+        return ((numbers[:, self.columns] - self.mean) / self.std).clamp(-CLIP, CLIP)
+
+
+class Standardise(nn.Module):
+    """(z − E) / √(Var + ε), by the batch's statistics of each group of rows in training, by running ones when scoring.
+
+    A group with fewer than two rows in a batch uses its running statistics, and leaves them, in training too.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, groups: int, width: int, momentum: float = 0.1, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.register_buffer("mean", torch.zeros(groups, width))
+        self.register_buffer("variance", torch.ones(groups, width))
+
+    def forward(self, z: Float[Tensor, "B D"], group: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
+        mean, variance = self._measure(z, group) if self.training else (self.mean, self.variance)
+        deviation = torch.rsqrt(variance + self.epsilon)
+        return (z - mean.index_select(0, group)) * deviation.index_select(0, group)
+
+    def _measure(
+        self, z: Float[Tensor, "B D"], group: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "groups D"], Float[Tensor, "groups D"]]:
+        groups = len(self.mean)
+        count = segment_sum(torch.ones_like(z[:, :1]), group, groups)
+        mean = segment_sum(z, group, groups) / count.clamp(min=1)
+        variance = segment_sum((z - mean.index_select(0, group)).square(), group, groups) / count.clamp(min=1)
+        enough = count > 1
+        with torch.no_grad():
+            unbiased = variance * count / (count - 1).clamp(min=1)
+            self.mean.lerp_(torch.where(enough, mean, self.mean), self.momentum)
+            self.variance.lerp_(torch.where(enough, unbiased, self.variance), self.momentum)
+        return torch.where(enough, mean, self.mean), torch.where(enough, variance, self.variance)
+
+
+class Histories(nn.Module):
+    """Every behaviour sequence of the schema as one vector a row, next to each other.
+
+    `encoder(width, gaps)` makes the encoder of a sequence; `models.sequences` says what an encoder is.
+    """
+
+    def __init__(self, schema: Schema, width: int, encoder: Callable[[int, int], nn.Module] = MeanPooling) -> None:
+        super().__init__()
+        self.names = [sequence.name for sequence in schema.sequences]
+        self.encoders = nn.ModuleList(encoder(width * len(seq.fields), seq.gaps) for seq in schema.sequences)
+        self.width = width * sum(len(sequence.fields) for sequence in schema.sequences)
+
+    def codes(self, batch: dict[str, Tensor]) -> list[Int[Tensor, "_ _"]]:
+        """The events' codes, to be embedded."""
+        return [batch[f"{name}.fields"] for name in self.names]
+
+    def forward(
+        self,
+        batch: dict[str, Tensor],
+        queries: Sequence[Float[Tensor, "B _"]],
+        events: Sequence[Float[Tensor, "_ _ D"]],
+    ) -> Float[Tensor, "B width"]:
+        """One query and the embedded codes for every sequence."""
+        encoded = [
+            encoder(query, event.flatten(1), batch[f"{name}.gap"], batch[f"{name}.row"])
+            for name, encoder, query, event in zip(self.names, self.encoders, queries, events, strict=True)
+        ]
+        return torch.cat([batch["numbers"][:, :0], *encoded], dim=1)
+
+
+class Inputs(nn.Module):
+    """A batch as one vector a row: embedded fields ‖ histories ‖ numbers, standardised, with dropout on all of it.
+
+    Embeddings begin small, so that a code seldom seen says little. Without standardising them a network takes many
+    epochs to find out that products of two of them, such as taste times topic, say anything at all.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        width: int,
+        *,
+        dropout: float = 0.0,
+        encoder: Callable[[int, int], nn.Module] = MeanPooling,
+    ) -> None:
+        super().__init__()
+        self.candidate = [[schema.position(name) for name in sequence.fields] for sequence in schema.sequences]
+        self.embed = FieldEmbedding(schema, width)
+        self.histories = Histories(schema, width, encoder)
+        self.numbers = Numbers(schema)
+        self.dropout = nn.Dropout(dropout)
+        self.width = width * len(schema.fields) + self.histories.width + len(schema.numbers)
+        self.standardise = Standardise(1, self.width)
+
+    def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "B width"]:
+        fields, *events = self.embed(batch["fields"], *self.histories.codes(batch))
+        queries = [fields[:, columns].flatten(1) for columns in self.candidate]
+        histories = self.histories(batch, queries, events)
+        x = torch.cat([fields.flatten(1), histories, self.numbers(batch["numbers"])], dim=1)
+        return self.dropout(self.standardise(x, torch.zeros_like(batch["domain"])))  # type: ignore[no-any-return]
+
+
+def mlp(*sizes: int) -> nn.Sequential:
+    """Linear layers from `sizes[0]` to `sizes[-1]` with ReLU between them and none after the last."""
+    layers: list[nn.Module] = []
+    for into, out in pairwise(sizes):
+        layers += [nn.Linear(into, out), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class BankLinear(nn.Module):
+    """k linear layers in stacked weights."""
+
+    def __init__(self, k: int, into: int, out: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(into)
+        self.weight = nn.Parameter(torch.empty(k, into, out).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(k, out).uniform_(-bound, bound))
+
+    def forward(self, x: Float[Tensor, "B ..."]) -> Float[Tensor, "B k out"]:
+        """From one input for all k (B, in) or one for each (B, k, in)."""
+        k, into, out = self.weight.shape
+        if x.ndim == 2:
+            product = x @ self.weight.transpose(0, 1).reshape(into, k * out)
+            return product.view(len(x), k, out) + self.bias
+        return torch.bmm(x.transpose(0, 1), self.weight).transpose(0, 1) + self.bias
+
+
+class Bank(nn.Module):
+    """k small networks of the same shape, such as experts, task towers or domain towers, in stacked weights.
+
+    ReLU stands between the layers, and after the last one if `activate_last`.
+    """
+
+    def __init__(self, k: int, *sizes: int, activate_last: bool = False) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(BankLinear(k, into, out) for into, out in pairwise(sizes))
+        self.activated = len(self.layers) if activate_last else len(self.layers) - 1
+
+    def forward(self, x: Float[Tensor, "B ..."]) -> Float[Tensor, "B k out"]:
+        """From one input for all k (B, in) or one for each (B, k, in)."""
+        for i, layer in enumerate(self.layers):
+            x = layer(x)
+            if i < self.activated:
+                x = x.relu()
+        return x
+
+
+def mix(gates: Float[Tensor, "B G K"], experts: Float[Tensor, "B K D"]) -> Float[Tensor, "B G D"]:
+    """For each of G gates, the sum of the experts weighted by it."""
+    return torch.bmm(gates, experts)
+
+
+def pick(per_domain: Float[Tensor, "B P ..."], domain: Int[Tensor, " B"]) -> Float[Tensor, "B ..."]:
+    """Each row's entry for its own domain."""
+    return per_domain[torch.arange(len(domain), device=domain.device), domain]

@@ -1,0 +1,19 @@
+"""The benchmarks of `recfunnel bench`: a function with sizes and seed as keywords, and the sizes of a quick look."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.bench import ann, features, loader, merge, recall, train
+
+Bench = tuple[Callable[..., dict[str, float]], dict[str, Any]]
+
+BENCHES: dict[str, Bench] = {
+    "train": (train.bench, {"rows": 40_000}),
+    "loader": (loader.bench, {"rows": 100_000}),
+    "features": (features.bench, {"events": 100_000}),
+    "recall": (recall.bench, {"users": 2_000, "impressions": 30_000}),
+    "ann": (ann.bench, {"vectors": 20_000}),
+    "merge": (merge.bench, {"requests": 200}),
+}

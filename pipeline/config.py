@@ -1,0 +1,247 @@
+"""The configuration of a run: frozen dataclasses, read from TOML, overridden by dotted assignments.
+
+The defaults are the small run. Unknown keys, wrong types and misspelt hyper-parameters of a model are reported in
+the first second, before any work is done.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Discriminator, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from models import RANKERS
+from pipeline.lake import InputError
+
+STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=STRICT)
+class Simulator:
+    """The market with known truth; see `pipeline.sources.simulator`."""
+
+    kind: Literal["simulator"] = "simulator"
+    users: PositiveInt = 4_000
+    items: PositiveInt = 2_000
+    impressions: PositiveInt = 60_000
+    domains: PositiveInt = 5
+    days: PositiveInt = 14
+    seed: NonNegativeInt = 0
+
+
+@dataclass(frozen=True, config=STRICT)
+class KuaiRand:
+    """The official release of KuaiRand-Pure, whole or in part; `$REC_DATA` may stand in the folder's name."""
+
+    kind: Literal["kuairand"] = "kuairand"
+    folder: str = "$REC_DATA/kuairand-pure"
+    minimum_domain_share: float = 0.005
+
+
+@dataclass(frozen=True, config=STRICT)
+class Table:
+    """A Parquet or CSV file (or a glob of them) and, for each column of the contract, the column that plays it."""
+
+    path: str
+    columns: dict[str, str]
+
+
+@dataclass(frozen=True, config=STRICT)
+class MappedLog:
+    """Any log, described by TOML alone."""
+
+    events: Table
+    kind: Literal["mapped"] = "mapped"
+    items: Table | None = None
+    users: Table | None = None
+    history: Table | None = None
+    time_unit: Literal["s", "ms", "us", "iso"] = "s"
+    time_zone: str = "UTC"
+
+
+Source = Annotated[Simulator | KuaiRand | MappedLog, Discriminator("kind")]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Contract:
+    """What the log holds: binary label columns in the order of the user's path, and how many bad rows are too many."""
+
+    tasks: tuple[str, ...] = ("click", "long_view", "like", "convert")
+    positive: str = "click"
+    maximum_rejected: float = 0.05
+
+
+@dataclass(frozen=True, config=STRICT)
+class Split:
+    """Lengths of the last two slices, counted back from the log's end."""
+
+    validation_days: PositiveFloat = 1.0
+    test_days: PositiveFloat = 1.0
+
+
+@dataclass(frozen=True, config=STRICT)
+class Features:
+    """Which columns become which features.
+
+    `user`, `item`, `context`: categorical columns of the three tables (ids are always among them).
+    `numbers`: column → encoding, for numeric columns of users and items.
+    `statistics`: what events are counted by; "user+category" counts pairs.
+    `rates`: tasks whose rate is kept besides the number of impressions.
+    `behaviours`: sequence name → the task whose positives make it.
+    """
+
+    user: tuple[str, ...] = ("segment", "gender", "age", "place")
+    item: tuple[str, ...] = ("author_id", "category", "tag")
+    context: tuple[str, ...] = ("hour",)
+    numbers: dict[str, Literal["log1p", "cdf", "bucket"]] = field(default_factory=dict)
+    statistics: tuple[str, ...] = ("user", "item", "author_id", "category", "domain", "user+category", "item+domain")
+    windows: tuple[str, ...] = ("1h", "1d", "7d", "all")
+    rates: tuple[str, ...] = ("click", "like")
+    behaviours: dict[str, str] = field(default_factory=lambda: {"clicked": "click", "liked": "like"})
+    length: PositiveInt = 20
+    admit_after: PositiveInt = 20
+    evict_days: PositiveFloat = 30.0
+    buckets: PositiveInt = 32
+
+
+@dataclass(frozen=True, config=STRICT)
+class TwoTower:
+    """R7: hyper-parameters of the model and its training."""
+
+    width: PositiveInt = 32
+    epochs: PositiveInt = 3
+    batch_size: PositiveInt = 256
+    learning_rate: PositiveFloat = 0.003
+    temperature: PositiveFloat = 0.1
+    negatives: NonNegativeInt = 1024
+
+
+@dataclass(frozen=True, config=STRICT)
+class Recall:
+    """Routes in order of priority, how many items each gives, and how many the merge keeps."""
+
+    routes: tuple[str, ...] = ("two_tower", "item_cf", "hot", "fresh")
+    per_route: PositiveInt = 200
+    quota: dict[str, PositiveInt] = field(default_factory=dict)
+    merged: PositiveInt = 400
+    two_tower: TwoTower = TwoTower()
+    hot_half_life_days: PositiveFloat = 3.0
+    fresh_days: PositiveFloat = 3.0
+    neighbours: PositiveInt = 100
+    index: Literal["flat", "ivf", "hnsw"] = "flat"
+    exposure_days: PositiveFloat = 7.0
+    exposure_error: PositiveFloat = 0.001
+
+
+@dataclass(frozen=True, config=STRICT)
+class Coarse:
+    """C1 and C2: the coarse ranker keeps `keep` of the merged candidates."""
+
+    keep: PositiveInt = 150
+    width: PositiveInt = 32
+    epochs: PositiveInt = 4
+    batch_size: PositiveInt = 8192
+    learning_rate: PositiveFloat = 0.003
+
+
+@dataclass(frozen=True, config=STRICT)
+class Fine:
+    """The fine ranker: `model` is a key of `models.RANKERS`, `options` its own keywords."""
+
+    model: str = "pepnet"
+    options: dict[str, Any] = field(default_factory=dict)
+    keep: PositiveInt = 50
+    epochs: PositiveInt = 3
+    batch_size: PositiveInt = 512
+    learning_rate: PositiveFloat = 0.003
+    weight_decay: float = 1e-5
+    embedding_decay: float = 0.0
+    patience: PositiveInt = 1
+    candidates: NonNegativeInt = 60
+    candidate_requests: PositiveInt = 6_000
+    trials: PositiveInt = 60
+
+    def __post_init__(self) -> None:
+        if self.model not in RANKERS:
+            raise ValueError(f"model {self.model!r} is unknown; it is one of {', '.join(sorted(RANKERS))}")
+        known = inspect.signature(RANKERS[self.model]).parameters
+        for option in self.options:
+            if option not in known or option == "schema":
+                raise ValueError(f"{self.model} has no option {option!r}; it has {', '.join(list(known)[1:])}")
+
+
+@dataclass(frozen=True, config=STRICT)
+class Evaluation:
+    """How many requests of the test slice are replayed, the cut-offs, and the bootstrap."""
+
+    requests: PositiveInt = 2_000
+    cutoffs: tuple[PositiveInt, ...] = (10, 20, 50)
+    resamples: PositiveInt = 1_000
+
+
+@dataclass(frozen=True, config=STRICT)
+class Config:
+    """A complete named run."""
+
+    name: str = "small"
+    seed: NonNegativeInt = 0
+    folder: str = "data"
+    source: Source = Simulator()
+    contract: Contract = Contract()
+    split: Split = Split()
+    features: Features = Features()
+    recall: Recall = Recall()
+    coarse: Coarse = Coarse()
+    fine: Fine = Fine()
+    evaluation: Evaluation = Evaluation()
+
+    @property
+    def root(self) -> Path:
+        """The folder this run's artefacts lie in."""
+        return Path(self.folder) / self.name
+
+    def to_dict(self) -> dict[str, Any]:
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+
+def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in a TOML file (the defaults when there is none), with overrides such as `fine.model="star"`.
+
+    Raises `InputError` naming the file, the key and what was expected.
+    """
+    name = str(path) if path else "the defaults"
+    try:
+        raw = tomllib.loads(path.read_text()) if path else {}
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such configuration; see flows/configs/") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from None
+    for override in overrides:
+        _assign(raw, override)
+    raw.setdefault("source", {}).setdefault("kind", "simulator")
+    try:
+        return TypeAdapter(Config).validate_python(raw)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, one['loc']))}: {one['msg']} (got {one['input']!r})" for one in error.errors()]
+        raise InputError("\n".join([f"{name}: {len(lines)} mistake(s) in the configuration", *lines])) from None
+
+
+def _assign(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise InputError(f'{override!r} is not an assignment; write key=value, such as fine.model="star"')
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    *path, last = key.strip().split(".")
+    for part in path:
+        raw = raw.setdefault(part, {})
+    raw[last] = parsed

@@ -1,0 +1,88 @@
+"""F9: how a candidate matches the user's history, one group of features a behaviour.
+
+For each attribute (item, author, category, tag): how many events of the history share the candidate's, and how long
+ago the newest of them was. For content vectors: the cosine of the candidate's with the history's mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.features.timeline import Integers, Timeline
+
+MINUTE = 60_000_000
+NO_GAP = np.float32(np.log1p(365 * 24 * 60))
+FIXED_POINT = 1 << 20
+
+
+def names(behaviour: str, attributes: tuple[str, ...], content: bool) -> list[str]:
+    """`clicked_same_category`, `clicked_category_gap`, …, `clicked_content_similarity`."""
+    columns = [name for one in attributes for name in (f"{behaviour}_same_{one}", f"{behaviour}_{one}_gap")]
+    return [*columns, f"{behaviour}_content_similarity"] if content else columns
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The events of a behaviour by (user, attribute value); within a pair, in the behaviour's own order."""
+
+    size: int
+    timeline: Timeline
+
+    @classmethod
+    def of(cls, users: Integers, values: Integers) -> Shared:
+        """`values` (N,): the attribute's keys of the events' items, 0 where unknown; in the behaviour's order."""
+        size = int(values.max(initial=0)) + 1
+        return cls(size, Timeline.of(users * size + values, np.arange(len(users), dtype=np.int64)))
+
+
+def shared(
+    index: Shared,
+    event_times: Integers,
+    users: Integers,
+    values: Integers,
+    times: Integers,
+    ends: Integers,
+    lengths: npt.NDArray[np.int32],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """log1p of the number of events in [end - length, end) with the candidate's value, and log1p of the minutes since
+    the newest of them (`NO_GAP`, a year, where there is none): (Q,) each. An unknown value (0) matches nothing."""
+    known = (values > 0) & (values < index.size)
+    questions = index.timeline.ask(np.where(known, users * index.size + values, -1), ends)
+    until = questions.before()
+    counts = until - questions.before_times((ends - lengths)[questions.asked])
+    newest = np.zeros(len(counts), np.int64)
+    newest[counts > 0] = index.timeline.order[until[counts > 0] - 1]
+    counts, newest = counts[questions.inverse], newest[questions.inverse]
+    gaps = np.full(len(users), NO_GAP)
+    some = counts > 0
+    gaps[some] = np.log1p((times[some] - event_times[newest[some]]) / MINUTE)
+    return np.log1p(counts).astype(np.float32), gaps
+
+
+def running_content(content: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
+    """Running sums (N + 1, d) of the events' content vectors (N, d), in fixed point.
+
+    Integers make a difference of two sums exact whatever came before, so that a history's mean does not depend on
+    other users' events; overflow wraps around and cancels in the difference.
+    """
+    totals = np.zeros((len(content) + 1, content.shape[1]), np.int32)
+    np.cumsum(np.rint(content * FIXED_POINT).astype(np.int32), axis=0, dtype=np.int32, out=totals[1:])
+    return totals
+
+
+def content_similarity(
+    totals: npt.NDArray[np.int32],
+    candidates: npt.NDArray[np.float32],
+    ends: Integers,
+    lengths: npt.NDArray[np.int32],
+) -> npt.NDArray[np.float32]:
+    """Cosine of the candidates' content (Q, d) with the mean content of [end - length, end); 0 where one is absent."""
+    history = (totals[ends] - totals[ends - lengths]).astype(np.float32)
+    products = np.einsum("nd,nd->n", history, candidates)
+    norms = np.sqrt(np.einsum("nd,nd->n", history, history) * np.einsum("nd,nd->n", candidates, candidates))
+    cosines = np.zeros(len(products), np.float32)
+    np.divide(products, norms, out=cosines, where=norms > 0)
+    return cosines

@@ -1,0 +1,93 @@
+"""F7: how often something was shown, and how often it was clicked, as of each row's own moment.
+
+An impression sees the events strictly before its own time: never itself, never its neighbours of the same instant.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.features.numeric import shrink
+from pipeline.features.timeline import Integers, Questions, Timeline
+
+UNITS = {"m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
+ALL = "all"
+
+
+def window_length(window: str) -> int | None:
+    """Microseconds of a window such as "1h", "7d" or "30m"; None for "all". Raises ValueError for anything else."""
+    if window == ALL:
+        return None
+    match = re.fullmatch(r"([1-9]\d*)([mhd])", window)
+    if match is None:
+        raise ValueError(f'{window!r} is not a window; write "30m", "1h", "7d" or "all"')
+    return int(match[1]) * UNITS[match[2]]
+
+
+@dataclass(frozen=True)
+class Counter:
+    """What happened to every key over time: `totals` (N + 1, K) are running sums along the timeline."""
+
+    timeline: Timeline
+    totals: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, keys: Integers, times: Integers, values: npt.NDArray[np.integer]) -> Counter:
+        """The counter of N events with keys (N,), times in microseconds (N,) and 0/1 values (N, K)."""
+        timeline = Timeline.of(keys, times)
+        totals = np.zeros((len(values) + 1, values.shape[1]), np.int64)
+        np.cumsum(values[timeline.order], axis=0, out=totals[1:])
+        return cls(timeline, totals)
+
+
+def as_of(counter: Counter, keys: Integers, times: Integers, windows: tuple[str, ...]) -> npt.NDArray[np.int64]:
+    """Sums of the values of each key over [time - window, time): (Q, windows, K)."""
+    questions = counter.timeline.ask(keys, times)
+    return _counts(counter, questions, windows)[questions.inverse]
+
+
+def _counts(counter: Counter, questions: Questions, windows: tuple[str, ...]) -> npt.NDArray[np.int64]:
+    until = counter.totals[questions.before()]
+    counts = np.empty((len(until), len(windows), until.shape[1]), np.int64)
+    for place, window in enumerate(windows):
+        length = window_length(window)
+        since = questions.first() if length is None else questions.before(length)
+        counts[:, place] = until - counter.totals[since]
+    return counts
+
+
+def names(entity: str, windows: tuple[str, ...], rates: tuple[str, ...]) -> list[str]:
+    """Feature names of an entity, in the order of `features`' columns: `item_shows_1h`, `item_click_rate_1h`, …"""
+    return [
+        f"{entity}_{kind}_{window}" for window in windows for kind in ("shows", *(f"{rate}_rate" for rate in rates))
+    ]
+
+
+def features(
+    counter: Counter,
+    keys: Integers,
+    times: Integers,
+    windows: tuple[str, ...],
+    priors: list[tuple[float, float]],
+) -> npt.NDArray[np.float32]:
+    """The features called `names`: log1p of the impressions and, per rate, its smoothed value (Q, columns).
+
+    The counter's first value counts impressions, the others one task each. `priors` holds a task's (a, b): the rate
+    over all time is (positives + a) / (shows + b), and a window's rate is shrunk towards that with the same strength b.
+    """
+    questions = counter.timeline.ask(keys, times)
+    counts = _counts(counter, questions, (*windows, ALL)).astype(np.float64)
+    shows, positives = counts[..., 0], counts[..., 1:]
+    columns = np.empty((len(counts), len(windows), 1 + len(priors)), np.float32)
+    columns[..., 0] = np.log1p(shows[:, :-1])
+    for task, (a, b) in enumerate(priors):
+        overall = shrink(positives[:, -1, task], shows[:, -1], a, b)
+        for place, window in enumerate(windows):
+            columns[:, place, 1 + task] = (
+                overall if window == ALL else shrink(positives[:, place, task], shows[:, place], overall * b, b)
+            )
+    return columns.reshape(len(counts), -1)[questions.inverse]

@@ -1,0 +1,99 @@
+"""Rows of the feature store as the tensors a model reads (`models.schema.Schema` says which).
+
+Users, items and behaviours lie in memory once, as contiguous tensors that already carry the fused table's offsets;
+a batch is a handful of gathers. Histories are packed, not padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.schema import Role, Schema
+from pipeline.features.store import FeatureStore, Rows
+
+Batch = dict[str, Tensor]
+MINUTE = 60_000_000
+
+
+class Encoder:
+    """Turns rows into batches; `rows` may be any number of rows, an index picks some of them."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        schema = store.schema
+        self.schema = schema
+        self._users = _codes(schema, "user", store.users)
+        self._items = _codes(schema, "item", store.items)
+        self._context_offsets = torch.tensor([schema.offsets[i] for i in schema.positions("context")])
+        self._order = torch.tensor(
+            np.argsort(np.concatenate([schema.positions(role) for role in ("user", "item", "context")]))
+        )
+        self._content = torch.from_numpy(store.items["content"]) if "content" in store.items else None
+        item_names = [schema.fields[i].name for i in schema.positions("item")]
+        self._sequences = {}
+        for sequence in schema.sequences:
+            events = store.behaviours[sequence.name]
+            columns = torch.tensor([item_names.index(name) for name in sequence.fields])
+            codes = self._items[:, columns][torch.from_numpy(events["item"]).long()]
+            self._sequences[sequence.name] = (codes, torch.from_numpy(events["time"]), sequence.gaps)
+
+    def __call__(self, rows: Rows, index: Tensor | None = None) -> Batch:
+        """A batch of the rows at `index` (all of them when it is None), with `labels` (B, T) beside the input."""
+
+        def pick(values: np.ndarray) -> Tensor:
+            tensor = torch.from_numpy(values)
+            return tensor if index is None else tensor[index]
+
+        item = pick(rows.item).long()
+        context = pick(rows.context).long() + self._context_offsets
+        fields = torch.cat([self._users[pick(rows.user).long()], self._items[item], context], dim=1)
+        batch = {
+            "fields": fields[:, self._order],
+            "numbers": pick(rows.numbers),
+            "domain": pick(rows.domain).long(),
+            "labels": pick(rows.labels),
+        }
+        if self._content is not None:
+            batch["content"] = self._content[item]
+        time = pick(rows.time)
+        for name, (codes, times, gaps) in self._sequences.items():
+            length = pick(rows.lengths[name]).long()
+            row = torch.repeat_interleave(length)
+            before = length.cumsum(0) - length
+            event = torch.arange(len(row)) + (pick(rows.ends[name]) - length - before)[row]
+            minutes = (time[row] - times[event]).clamp(min=0).float() / MINUTE
+            batch[f"{name}.fields"] = codes[event]
+            batch[f"{name}.gap"] = torch.log2(1 + minutes).clamp(max=gaps - 1).long()
+            batch[f"{name}.row"] = row
+        return batch
+
+
+def shuffled(
+    encoder: Encoder, rows: Rows, *, size: int, seed: int, device: torch.device | str = "cpu"
+) -> Callable[[int], Iterator[Batch]]:
+    """Batches of `size` rows, in an order that depends on the seed and the epoch alone."""
+
+    def epoch(number: int) -> Iterator[Batch]:
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed * 1_000 + number))
+        for index in order.split(size):
+            yield to_device(encoder(rows, index), device)
+
+    return epoch
+
+
+def in_order(encoder: Encoder, rows: Rows, *, size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
+    for index in torch.arange(len(rows)).split(size):
+        yield to_device(encoder(rows, index), device)
+
+
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def _codes(schema: Schema, role: Role, table: dict[str, np.ndarray]) -> Tensor:
+    """The fused-table rows of every user or item: (users or items, fields of the role)."""
+    columns = [table[f"code_{schema.fields[i].name}"] + schema.offsets[i] for i in schema.positions(role)]
+    return torch.from_numpy(np.stack(columns, axis=1).astype(np.int64))

@@ -1,0 +1,71 @@
+"""The rank stages applied: merged candidates → coarse order → fine order, and the fine ranker on logged impressions.
+
+Every merged candidate gets both scores, also those that the coarse ranker cuts: evaluation asks what fine-ranking
+everything would have given.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.features.store import SLICES, FeatureStore
+from pipeline.ranking import coarse, fine
+from pipeline.ranking.batches import Encoder
+from pipeline.ranking.coarse import rank_within
+from pipeline.ranking.merged import Merged
+
+TEST = SLICES.index("test")
+
+
+def rank(
+    features: Path, recall: Path, coarse_folder: Path, fine_folder: Path, out: Path, *, keep: int, final: int
+) -> dict[str, float]:
+    """Write `ranked.parquet` (every candidate with its scores and ranks) and `predictions.parquet` (the test slice's
+    impressions with the fine ranker's probabilities) to `out`.
+
+    Coarse keeps `keep` candidates a request, the final list shows `final` of them.
+    """
+    store = FeatureStore.open(features)
+    encoder = Encoder(store)
+    merged = Merged.open(recall)
+    ranker = fine.load(fine_folder)
+
+    coarse_scores = coarse.score(coarse.load(coarse_folder), encoder, store, merged)
+    coarse_rank = rank_within(coarse_scores, merged.request)
+    scores = fine.score_candidates(ranker.model, encoder, store, merged)
+    fused = ranker.fuse(scores, merged.domain[merged.request])
+    kept = coarse_rank <= keep
+    place = np.zeros(len(kept), np.int32)
+    place[kept] = rank_within(fused[kept], merged.request[kept])
+    candidates = pq.read_table(recall / "merged.parquet")
+    ranked = pa.table(
+        {
+            **{name: candidates[name] for name in ("request", "item", "position", "route")},
+            "coarse": coarse_scores,
+            "coarse_rank": coarse_rank.astype(np.int32),
+            **{f"score_{task}": scores[:, number] for number, task in enumerate(ranker.schema.labels)},
+            "fused": fused.astype(np.float32),
+            "fine_rank": rank_within(fused, merged.request).astype(np.int32),
+            "rank": pa.array(place, mask=~kept),
+            "shown": kept & (place <= final),
+        }
+    )
+    pq.write_table(ranked, out / "ranked.parquet", compression="zstd")
+
+    impressions = predict(store, encoder, ranker)
+    pq.write_table(impressions, out / "predictions.parquet", compression="zstd")
+    return {"ranked_candidates": len(merged.item), "ranked_requests": len(merged), "impressions": len(impressions)}
+
+
+def predict(store: FeatureStore, encoder: Encoder, ranker: fine.Ranker) -> pa.Table:
+    """The test slice's impressions with the ranker's probability `score_<task>` of each of the log's tasks."""
+    scores = ranker.score(encoder, store.log("test"))
+    names = ["user", "item", "domain", "time", "random", *store.schema.labels]
+    impressions = pq.read_table(store.folder / "log.parquet", columns=names, filters=[("slice", "=", TEST)])
+    for number, task in enumerate(store.schema.labels):
+        impressions = impressions.append_column(f"score_{task}", pa.array(scores[:, number]))
+    return impressions

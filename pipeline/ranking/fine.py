@@ -1,0 +1,175 @@
+"""The fine ranker: several tasks on the logged impressions, and one on what the log never showed.
+
+Sample selection. The tasks of the log (click, long view, …) are learnt where their labels are known, on impressions.
+But the ranker orders merged candidates, most of which no policy ever showed, and a model of impressions alone has
+not seen their like. So the ranker has one task more, `relevance`: of the candidates that recall gives for requests
+at the start of the validation slice, did the user engage with this one in that slice? Its rows are the funnel's own
+candidates, unexposed ones among them, with features as of the request; the other tasks are masked there, and
+relevance is masked on impressions. Requests of half of the users (fold `distil`) are trained on; the other half
+(fold `tune`) decide when to stop and how the task scores are fused. The test slice is seen by none of this.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models import RANKERS
+from models.schema import Schema
+from pipeline.config import Fine
+from pipeline.evaluation.metrics import auc
+from pipeline.features.store import FeatureStore, Rows
+from pipeline.ranking.batches import Batch, Encoder, in_order, shuffled
+from pipeline.ranking.fit import Log, fit
+from pipeline.ranking.fuse import fuse, ndcg, tune
+from pipeline.ranking.losses import masked_bce
+from pipeline.ranking.merged import Merged
+
+RELEVANCE = "relevance"
+CHUNK = 400_000
+
+
+@dataclass(frozen=True)
+class Ranker:
+    """A trained fine ranker and how its tasks are fused: `weights` (P, T) over `schema.domains` and `schema.labels`."""
+
+    model: nn.Module
+    schema: Schema
+    weights: np.ndarray
+
+    def score(self, encoder: Encoder, rows: Rows) -> np.ndarray:
+        """Probabilities (N, T) of every task."""
+        return probabilities(self.model, encoder, rows)
+
+    def fuse(self, scores: np.ndarray, domain: np.ndarray) -> np.ndarray:
+        """The ranking score (N,) of rows with (N, T) probabilities in the given domains."""
+        return fuse(scores, domain, self.weights)
+
+
+@torch.inference_mode()
+def probabilities(model: nn.Module, encoder: Encoder, rows: Rows, size: int = 16_384) -> np.ndarray:
+    """σ of the logits: (N, T) float32. The one place where logits become probabilities."""
+    device = next(model.parameters()).device
+    batches = in_order(encoder, rows, size=size, device=device)
+    return torch.cat([model(batch).sigmoid().cpu() for batch in batches]).numpy()
+
+
+def train(features: Path, recall: Path, out: Path, *, settings: Fine, seed: int, log: Log) -> dict[str, float]:
+    """Train the ranker named in the settings; write its weights, schema, options and fusion weights to `out`.
+
+    `recall` holds the validation slice's requests. Returns validation metrics: AUC of each task on impressions and
+    NDCG of the fused score on candidates, both over users of the fold `tune`.
+    """
+    store = FeatureStore.open(features)
+    encoder = Encoder(store)
+    merged = Merged.open(recall)
+    distil = first_requests(merged.only(merged.fold == "distil"), settings.candidate_requests)
+    held_out = merged.only(merged.fold == "tune")
+    schema = replace(store.schema, labels=(*store.schema.labels, RELEVANCE))
+
+    rows = Rows.concatenate([_impressions(store.log("train")), _candidates(store, distil, settings, seed)])
+    impressions = _impressions(store.log("validation"))
+    impressions = impressions.take(np.flatnonzero(~np.isin(impressions.user, distil.user)))
+
+    torch.manual_seed(seed)
+    model = RANKERS[settings.model](schema, **settings.options)
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        return masked_bce(model(batch), batch["labels"])
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        scores = probabilities(model, encoder, impressions)
+        return {
+            f"auc_{task}": auc(impressions.labels[:, number], scores[:, number])
+            for number, task in enumerate(store.schema.labels)
+        }
+
+    fitted = fit(
+        model,
+        shuffled(encoder, rows, size=settings.batch_size, seed=seed),
+        loss,
+        validate,
+        steps=-(-len(rows) // settings.batch_size),
+        epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        embedding_decay=settings.embedding_decay,
+        monitor=f"auc_{store.schema.labels[0]}",
+        patience=settings.patience,
+        log=log,
+    )
+    scores = score_candidates(model, encoder, store, held_out)
+    weights = tune(
+        scores,
+        held_out.domain,
+        held_out.request,
+        held_out.positive,
+        held_out.positives,
+        domains=len(schema.domains),
+        length=settings.keep,
+        trials=settings.trials,
+        seed=seed,
+    )
+    ranker = Ranker(model, schema, weights)
+    save(ranker, out, settings)
+    fused = ranker.fuse(scores, held_out.domain[held_out.request])
+    order = ndcg(fused, held_out.request, held_out.positive, held_out.positives, length=settings.keep)
+    merge = ndcg(-held_out.position, held_out.request, held_out.positive, held_out.positives, length=settings.keep)
+    return {
+        **{f"validation_{name}": value for name, value in fitted.metrics.items()},
+        "validation_ndcg": float(order.mean()),
+        "validation_ndcg_recall_order": float(merge.mean()),
+        "best_epoch": fitted.epoch,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "training_impressions": int(rows.labels[:, -1].__ne__(rows.labels[:, -1]).sum()),
+        "training_candidates": int((~np.isnan(rows.labels[:, -1])).sum()),
+    }
+
+
+def score_candidates(model: nn.Module, encoder: Encoder, store: FeatureStore, merged: Merged) -> np.ndarray:
+    """Probabilities (N, T) of the tasks for every candidate of the requests."""
+    return np.concatenate([probabilities(model, encoder, chunk.rows(store)) for chunk in merged.chunks(CHUNK)])
+
+
+def first_requests(merged: Merged, count: int) -> Merged:
+    return merged.only(np.arange(len(merged)) < count)
+
+
+def save(ranker: Ranker, out: Path, settings: Fine) -> None:
+    from safetensors.torch import save_file
+
+    save_file(ranker.model.state_dict(), out / "model.safetensors")
+    (out / "schema.json").write_text(ranker.schema.to_json())
+    told: dict[str, Any] = {"model": settings.model, "options": settings.options, "fusion": ranker.weights.tolist()}
+    (out / "settings.json").write_text(json.dumps(told, indent=1) + "\n")
+
+
+def load(folder: Path) -> Ranker:
+    """The ranker a folder holds, in evaluation mode."""
+    from safetensors.torch import load_file
+
+    settings = json.loads((folder / "settings.json").read_text())
+    schema = Schema.from_json((folder / "schema.json").read_text())
+    model = RANKERS[settings["model"]](schema, **settings["options"])
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return Ranker(model.eval(), schema, np.array(settings["fusion"]))
+
+
+def _impressions(rows: Rows) -> Rows:
+    """Logged impressions: every task is known, relevance is not."""
+    unknown = np.full((len(rows), 1), np.nan, np.float32)
+    return replace(rows, labels=np.concatenate([rows.labels, unknown], axis=1))
+
+
+def _candidates(store: FeatureStore, merged: Merged, settings: Fine, seed: int) -> Rows:
+    """Recalled candidates: relevance is known, the log's tasks are not."""
+    sample = merged.sample(settings.candidates, seed)
+    rows = sample.rows(store)
+    unknown = np.full((len(rows), len(store.schema.labels)), np.nan, np.float32)
+    return replace(rows, labels=np.concatenate([unknown, sample.positive[:, None].astype(np.float32)], axis=1))

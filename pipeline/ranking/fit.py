@@ -1,0 +1,111 @@
+"""The one training loop: recall, coarse and fine rankers differ by `loss`, `batches` and `validate` alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.progress import progress
+
+WARM_UP = 0.05
+
+Batch = TypeVar("Batch")
+
+Log = Callable[[dict[str, float], int], None]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training came to: the best epoch (from 1) and its validation metrics."""
+
+    epoch: int
+    metrics: dict[str, float]
+
+
+def fit(
+    model: nn.Module,
+    batches: Callable[[int], Iterable[Batch]],
+    loss: Callable[[nn.Module, Batch], Tensor],
+    validate: Callable[[nn.Module], dict[str, float]],
+    *,
+    steps: int,
+    epochs: int,
+    learning_rate: float,
+    monitor: str,
+    log: Log,
+    weight_decay: float = 0.0,
+    embedding_decay: float = 0.0,
+    patience: int = 1,
+    clip: float = 5.0,
+) -> Fitted:
+    """Train in place and leave the model with the weights of its best epoch.
+
+    `batches(epoch)` yields about `steps` batches. AdamW with a linear warm-up and a cosine decay to zero over all
+    epochs; embedding tables have a decay of their own, biases and norms none. The matrix products run in bfloat16
+    where the machine has units for it. After each epoch `validate` is asked, in evaluation mode; training stops when
+    `monitor` (higher is better) has not risen for `patience` epochs. `log(metrics, epoch)` is told after each.
+
+    Raises `FloatingPointError` when the loss is no longer finite.
+    """
+    optimiser = torch.optim.AdamW(_groups(model, weight_decay, embedding_decay), lr=learning_rate, fused=True)
+    total = max(1, steps * epochs)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _schedule(step / total))
+    device = next(model.parameters()).device
+    best, best_state = Fitted(0, {monitor: -math.inf}), deepcopy(model.state_dict())
+    for epoch in range(1, epochs + 1):
+        model.train()
+        seen = torch.zeros((), device=device)
+        count = 0
+        for batch in progress(batches(epoch), f"epoch {epoch}/{epochs}", total=steps):
+            with torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device)):
+                value = loss(model, batch)
+            optimiser.zero_grad(set_to_none=True)
+            value.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+            optimiser.step()
+            scheduler.step()
+            seen += value.detach()
+            count += 1
+        mean = float(seen) / max(count, 1)
+        if not math.isfinite(mean):
+            raise FloatingPointError(f"the training loss became {mean} in epoch {epoch}; lower the learning rate")
+        model.eval()
+        metrics = validate(model)
+        log({"loss": mean, **metrics}, epoch)
+        if metrics[monitor] > best.metrics[monitor]:
+            best, best_state = Fitted(epoch, metrics), deepcopy(model.state_dict())
+        elif epoch - best.epoch >= patience:
+            break
+    model.load_state_dict(best_state)
+    model.eval()
+    return best
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 are faster than in float32 on this device."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def _schedule(progress: float) -> float:
+    """Share of the peak learning rate: linear up over the first part, then half a cosine down to zero."""
+    if progress < WARM_UP:
+        return (progress + 1e-3) / WARM_UP
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - WARM_UP) / (1 - WARM_UP))))
+
+
+def _groups(model: nn.Module, weight_decay: float, embedding_decay: float) -> list[dict[str, object]]:
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    parameters = list(model.parameters())
+    embeddings = [parameter for parameter in parameters if id(parameter) in tables]
+    matrices = [parameter for parameter in parameters if id(parameter) not in tables and parameter.ndim > 1]
+    vectors = [parameter for parameter in parameters if id(parameter) not in tables and parameter.ndim <= 1]
+    groups = [(embeddings, embedding_decay), (matrices, weight_decay), (vectors, 0.0)]
+    return [{"params": members, "weight_decay": decay} for members, decay in groups if members]

@@ -1,0 +1,195 @@
+"""The recall stage: requests of a later slice, candidates of every route as of its start, and their merge."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from pipeline import config
+from pipeline.features.store import SLICES, FeatureStore
+from pipeline.lake import InputError, write_json
+from pipeline.progress import progress
+from pipeline.recall import exposure, fresh, hot, item_cf, two_tower
+from pipeline.recall.merge import snake_merge
+from pipeline.recall.snapshot import Snapshot, take
+
+ROUTES: dict[str, ModuleType] = {
+    "hot": hot,
+    "fresh": fresh,
+    "item_cf": item_cf,
+    "two_tower": two_tower,
+}
+
+FOLD_SALT = 1
+
+
+def recall(
+    features: Path,
+    two_tower: Path,
+    out: Path,
+    *,
+    moment: str,
+    settings: config.Recall,
+    positive: str,
+    tasks: tuple[str, ...],
+    requests: int,
+) -> dict[str, float]:
+    """Recall for up to `requests` requests of the slice `moment` ("validation" or "test"), knowing only what was before
+    its start.
+
+    Writes requests, positives, candidates (of each route, after the exposure filter), exposed (what the filter took),
+    merged and funnel.json, and each route's own folder. Returns recall and sizes per route, of their union and of
+    the merge.
+
+    Raises `InputError` for a route that does not exist and for a slice without a positive.
+    """
+    unknown = [route for route in (*settings.routes, *settings.quota) if route not in ROUTES]
+    if unknown:
+        raise InputError(f"recall.routes: {unknown[0]!r} is unknown; there are {', '.join(ROUTES)}")
+    store = FeatureStore.open(features)
+    snapshot = take(store, store.slices[moment], positive)
+    asked, positives = requests_of(store, moment, positive, tasks, requests)
+    (out / "exposure").mkdir()
+    shown = exposure.fit(snapshot, out / "exposure", days=settings.exposure_days, error=settings.exposure_error)
+    lately = snapshot.interactions.filter((pl.col("time") >= shown.since) & (pl.col("user") > 0))
+
+    recalled = flag(ask(snapshot, asked, lately, two_tower, out, settings), asked, shown)
+    candidates = refill(recalled, settings.per_route)
+    merged = snake_merge(candidates, settings.routes, size=settings.merged, quota=settings.quota)
+    exposed_positives = flag(positives, asked, shown).filter("exposed").select("request", "item")
+    exposed = pl.concat([recalled.filter("exposed").select("request", "item"), exposed_positives])
+    for name, table in {
+        "requests": asked,
+        "positives": positives,
+        "candidates": candidates,
+        "exposed": exposed.unique().sort("request", "item"),
+        "merged": merged,
+    }.items():
+        table.write_parquet(out / f"{name}.parquet", compression="zstd", statistics=False)
+
+    metrics = {
+        "requests": len(asked),
+        "positives": len(positives),
+        **{f"recall_{route}": recall_of(positives, of_route(candidates, route)) for route in settings.routes},
+        "recall_union": recall_of(positives, candidates),
+        "recall_merged": recall_of(positives, merged),
+        "union": candidates.select(pl.struct("request", "item").n_unique()).item() / len(asked),
+        "merged": len(merged) / len(asked),
+        "exposed_positives": len(exposed_positives),
+        "exposure_false_positive_rate": exposure.false_positive_rate(
+            shown, lately.select("user", "item").unique(maintain_order=True)
+        ),
+        "exposure_error": settings.exposure_error,
+    }
+    routes = {route: count(route, recalled, candidates, merged, len(asked)) for route in settings.routes}
+    write_json(out / "funnel.json", {**metrics, "routes": routes})
+    return {**metrics, **{f"empty_{route}": of["empty_requests"] for route, of in routes.items()}}
+
+
+def ask(
+    snapshot: Snapshot, requests: pl.DataFrame, lately: pl.DataFrame, model: Path, out: Path, settings: config.Recall
+) -> pl.DataFrame:
+    """Fit every route and ask it for more than `per_route` items, up to twice as many, so that the filter may take what
+    was shown `lately` (user, item): request, item, route, rank, score."""
+    most_shown = lately.join(requests, on="user", how="semi")["user"].unique_counts().max() or 0
+    k = settings.per_route + min(settings.per_route, int(most_shown))  # type: ignore[arg-type]
+    options: dict[str, dict[str, Any]] = {
+        "hot": {"half_life_days": settings.hot_half_life_days},
+        "fresh": {"days": settings.fresh_days},
+        "item_cf": {"neighbours": settings.neighbours},
+        "two_tower": {"two_tower": model, "index": settings.index},
+    }
+    parts: list[pl.DataFrame] = []
+    for route in progress(settings.routes, "recall"):
+        folder = out / route
+        folder.mkdir()
+        ROUTES[route].fit(snapshot, folder, **options[route])
+        found = ROUTES[route].recall(folder, snapshot, requests, k)
+        if found.is_empty():
+            logging.getLogger(__name__).warning("the route %s recalled nothing; the others fill its place", route)
+        parts.append(found.select("request", "item", pl.lit(route).alias("route"), "rank", "score"))
+    return pl.concat(parts)
+
+
+def requests_of(
+    store: FeatureStore, moment: str, positive: str, tasks: tuple[str, ...], limit: int
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """One request per (user, domain) with a positive in the slice, and what happened to its positive items.
+
+    Up to `limit` requests, chosen by a hash of (user, domain). Validation users fall by a hash into two folds, so that
+    what is fitted on one is tuned on the other.
+    """
+    slices = pl.scan_parquet(store.folder / "log.parquet").filter(pl.col("slice") == SLICES.index(moment))
+    engaged = (
+        slices.filter(pl.col(positive) > 0)
+        .group_by("user", "domain", "item")
+        .agg(pl.col(tasks).max())
+        .sort("user", "domain", "item")
+        .collect()
+    )
+    if engaged.is_empty():
+        raise InputError(
+            f"{store.folder}/log.parquet: no row of the {moment} slice has {positive} = 1; lengthen split.{moment}_days"
+        )
+    pairs = engaged.select("user", "domain").unique(maintain_order=True)
+    keys = exposure.pair_keys(pairs["user"].to_numpy(), pairs["domain"].to_numpy())
+    chosen = pairs[np.sort(np.argsort(keys, kind="stable")[:limit])]
+    half = exposure.pair_keys(chosen["user"].to_numpy(), np.full(len(chosen), FOLD_SALT)) % 2
+    folds = np.where(half == 0, "distil", "tune") if moment == "validation" else np.full(len(chosen), moment)
+    requests = chosen.with_row_index("request").with_columns(
+        time=pl.lit(store.slices[moment], dtype=pl.Int64), fold=pl.Series(folds.tolist(), dtype=pl.String)
+    )
+    positives = (
+        engaged.join(requests.select("request", "user", "domain"), on=["user", "domain"], how="inner")
+        .select("request", "item", *tasks)
+        .sort("request", "item")
+    )
+    return requests, positives
+
+
+def flag(table: pl.DataFrame, requests: pl.DataFrame, shown: exposure.Exposure) -> pl.DataFrame:
+    """The table (request, item, …) with `exposed`: whether the item was shown to the request's user lately."""
+    users = requests["user"].to_numpy()
+    pairs = table.select("request", "item").unique(maintain_order=True)
+    taken = shown.contains(users[pairs["request"].to_numpy()], pairs["item"].to_numpy())
+    pairs = pairs.with_columns(exposed=pl.Series(taken, dtype=pl.Boolean))
+    return table.join(pairs, on=["request", "item"], how="left", maintain_order="left")
+
+
+def refill(recalled: pl.DataFrame, per_route: int) -> pl.DataFrame:
+    """The best `per_route` candidates of each route and request that the filter left, their ranks closed up, sorted by
+    request and rank."""
+    rank = pl.int_range(1, pl.len() + 1, dtype=pl.Int32).over("route", "request")
+    left = recalled.filter(~pl.col("exposed")).drop("exposed").with_columns(rank=rank)
+    return left.filter(pl.col("rank") <= per_route).sort("request", "rank", maintain_order=True)
+
+
+def of_route(table: pl.DataFrame, route: str) -> pl.DataFrame:
+    return table.filter(pl.col("route") == route)
+
+
+def recall_of(positives: pl.DataFrame, found: pl.DataFrame) -> float:
+    """Mean over requests of the share of their positives that was found."""
+    pairs = found.select("request", "item").unique(maintain_order=True).with_columns(hit=True)
+    hits = positives.join(pairs, on=["request", "item"], how="left", maintain_order="left")
+    shares = hits.group_by("request", maintain_order=True).agg(pl.col("hit").fill_null(False).mean())
+    return float(shares["hit"].to_numpy().mean())
+
+
+def count(
+    route: str, recalled: pl.DataFrame, candidates: pl.DataFrame, merged: pl.DataFrame, requests: int
+) -> dict[str, int]:
+    """What became of one route's items."""
+    given, kept = of_route(recalled, route), of_route(candidates, route)
+    return {
+        "recalled": len(given),
+        "exposed": int(given["exposed"].sum()),
+        "kept": len(kept),
+        "merged": len(of_route(merged, route)),
+        "empty_requests": requests - kept["request"].n_unique(),
+    }

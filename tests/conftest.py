@@ -1,0 +1,93 @@
+"""What all tests share: single-threaded workers, shapes checked in `models`, one Prefect server and one small run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from jaxtyping import install_import_hook
+
+install_import_hook("models", "beartype.beartype")
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+TINY = (
+    "source.users=400",
+    "source.items=250",
+    "source.impressions=8000",
+    "recall.per_route=60",
+    "recall.merged=120",
+    "recall.two_tower.epochs=1",
+    "coarse.keep=60",
+    "coarse.epochs=1",
+    "fine.epochs=1",
+    "fine.keep=20",
+    "fine.trials=5",
+    "evaluation.requests=100",
+    "evaluation.cutoffs=[10, 20]",
+    "evaluation.resamples=100",
+)
+
+
+def recfunnel(*arguments: str | Path, server: str, folder: Path) -> subprocess.Popen[str]:
+    """Start the command line in a process of its own, in an empty folder, with Prefect's server at `server`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {
+        **os.environ,
+        "PREFECT_API_URL": server,
+        "PREFECT_HOME": str(folder / "prefect"),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "100",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
+    command = [sys.executable, "-c", "from flows.cli import main; main()", *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of a test session see."""
+    here = tmp_path_factory.getbasetemp()
+    return here.parent if "PYTEST_XDIST_WORKER" in os.environ else here
+
+
+@pytest.fixture(scope="session")
+def server(shared: Path) -> Iterator[str]:
+    """Address of a Prefect server's API."""
+    os.environ["PREFECT_HOME"] = str(shared / "prefect")
+    from flows.servers import prefect_server
+
+    with prefect_server(shared, port=0) as address:
+        yield f"{address}/api"
+
+
+@pytest.fixture(scope="session")
+def small_run(shared: Path, server: str) -> Path:
+    """Folder of a finished tiny run; `latest.json` there names its parts."""
+    folder = shared / "small"
+    with FileLock(shared / "small.lock"):
+        if not (folder / "data/small/latest.json").exists():
+            process = recfunnel("run", CONFIGS / "small.toml", *TINY, server=server, folder=folder)
+            out, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, out + errors
+            (folder / "stdout.txt").write_text(out)
+    return folder / "data/small"
+
+
+CONFIGS = Path(__file__).parents[1] / "flows/configs"
+
+
+def latest(run: Path) -> dict[str, Path]:
+    """The folders of a run by stage; they are named relative to where it was started."""
+    folders: dict[str, str] = json.loads((run / "latest.json").read_text())["folders"]
+    return {name: run.parents[1] / path for name, path in folders.items()}

@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.schema import Field, Schema, Sequence
+from pipeline.features.store import FeatureStore, Recipe
+from pipeline.ranking.batches import Encoder, in_order, shuffled
+
+MINUTE = 60_000_000
+
+SCHEMA = Schema(
+    fields=(
+        Field("user_id", 3, "user"),
+        Field("item_id", 4, "item"),
+        Field("category", 3, "item"),
+        Field("domain", 3, "context"),
+    ),
+    numbers=(),
+    sequences=(Sequence("clicked", ("category", "item_id"), length=2, gaps=16),),
+    labels=("click",),
+    domains=("home", "video"),
+)
+
+
+@pytest.fixture
+def store():
+    """Users 1 and 2; items 1 to 3 in categories 1, 2, 2; user 1 clicked items 3, 1, 2 at minutes 0, 1 and 9."""
+    return FeatureStore(
+        folder=Path(),
+        schema=SCHEMA,
+        slices={},
+        recipe=Recipe((), (), (), (), 2, {}),
+        users={"code_user_id": np.array([0, 2, 1])},
+        items={
+            "code_item_id": np.array([0, 1, 2, 3]),
+            "code_category": np.array([0, 1, 2, 2]),
+            "content": np.eye(4, 2, dtype=np.float32),
+        },
+        behaviours={
+            "clicked": {
+                "user": np.array([1, 1, 1], np.int32),
+                "item": np.array([3, 1, 2], np.int32),
+                "time": np.array([0, 1, 9]) * MINUTE,
+            }
+        },
+        events={name: np.zeros(0, np.int64) for name in ("user", "item", "domain", "time", "shows")},
+    )
+
+
+@pytest.fixture
+def rows(store):
+    """User 1 at minutes 2 and 10, and user 2, who never clicked."""
+    return store.rows(np.array([1, 2, 1]), np.array([2, 3, 1]), np.array([0, 1, 1]), np.array([2, 5, 10]) * MINUTE)
+
+
+def test_a_batch_by_hand(store, rows):
+    """Offsets in the fused table: users 0, items 3, categories 7, domains 10."""
+    batch = Encoder(store)(rows)
+    assert batch["fields"].tolist() == [[2, 5, 9, 11], [1, 6, 9, 12], [2, 4, 8, 12]]
+    assert batch["domain"].tolist() == [0, 1, 1]
+    assert batch["content"].tolist() == [[0, 0], [0, 0], [0, 1]]
+    assert batch["numbers"].shape == (3, 0)
+    assert batch["labels"].isnan().all()
+
+
+def test_a_history_is_packed_old_to_new_and_holds_only_what_came_before(store, rows):
+    batch = Encoder(store)(rows)
+    assert batch["clicked.row"].tolist() == [0, 0, 2, 2]
+    assert batch["clicked.fields"].tolist() == [[9, 6], [8, 4], [8, 4], [9, 5]]
+    assert batch["clicked.gap"].tolist() == [1, 1, 3, 1]
+
+
+def test_a_batch_of_some_rows_equals_these_rows_of_the_whole(store, rows):
+    encoder = Encoder(store)
+    part = encoder(rows, torch.tensor([2]))
+    whole = encoder(rows)
+    assert torch.equal(part["fields"], whole["fields"][2:])
+    assert torch.equal(part["clicked.fields"], whole["clicked.fields"][2:])
+    assert part["clicked.row"].tolist() == [0, 0]
+
+
+def test_no_rows_are_a_batch_too(store, rows):
+    empty = Encoder(store)(rows, torch.zeros(0, dtype=torch.long))
+    assert empty["fields"].shape == (0, 4)
+    assert empty["clicked.fields"].shape == (0, 2)
+
+
+def test_batches_come_shuffled_by_seed_and_epoch_or_in_order(store, rows):
+    encoder = Encoder(store)
+    many = rows.take(np.arange(60) % 3)
+    many.time[:] = np.arange(60)
+
+    def order(seed, epoch):
+        return [batch["fields"].tolist() for batch in shuffled(encoder, many, size=7, seed=seed)(epoch)]
+
+    assert order(0, 1) == order(0, 1)
+    assert order(0, 1) != order(0, 2)
+    assert order(0, 1) != order(1, 1)
+    assert sorted(row for batch in order(0, 1) for row in batch) == sorted(encoder(many)["fields"].tolist())
+    assert [len(batch["domain"]) for batch in in_order(encoder, many, size=25)] == [25, 25, 10]

@@ -1,0 +1,38 @@
+import json
+import math
+
+import pytest
+
+from pipeline.bench import BENCHES
+from pipeline.bench.measure import seconds, show
+
+TINY = {
+    "train": {"rows": 5_000, "batch_size": 1_024},
+    "loader": {"rows": 5_000},
+    "features": {"events": 3_000, "keys": 50},
+    "recall": {"users": 400, "items": 250, "impressions": 8_000},
+    "ann": {"vectors": 2_000, "queries": 20, "k": 10},
+    "merge": {"requests": 20},
+}
+
+
+@pytest.mark.parametrize("name", BENCHES)
+def test_every_benchmark_gives_finite_numbers(name):
+    measured, quick = BENCHES[name]
+    assert quick
+    figures = measured(**TINY[name])
+    assert figures
+    assert all(math.isfinite(value) and value >= 0 for value in figures.values())
+
+
+def test_the_last_line_is_one_json_object(capsys):
+    show("title", {"rows": 1234567.0, "share": 0.25})
+    lines = capsys.readouterr().out.splitlines()
+    assert json.loads(lines[-1]) == {"rows": 1234567.0, "share": 0.25}
+    assert any("1,234,567" in line for line in lines)
+
+
+def test_seconds_counts_all_but_the_first_run():
+    calls = []
+    assert seconds(lambda: calls.append(0), runs=3) >= 0
+    assert len(calls) == 4

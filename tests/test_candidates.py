@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pipeline import config
+from pipeline.features import build
+from pipeline.features.store import FeatureStore
+from pipeline.lake import InputError
+from pipeline.recall import candidates, exposure, two_tower
+from pipeline.recall.merge import snake_merge
+from pipeline.recall.snapshot import take
+from pipeline.sources import contract
+
+SETTINGS = config.Recall(per_route=20, merged=30, neighbours=20)
+TASKS = config.Contract().tasks
+TABLES = ("requests", "positives", "candidates", "exposed", "merged")
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    events, out = tmp_path_factory.mktemp("events"), tmp_path_factory.mktemp("features")
+    settings = config.Config(source=config.Simulator(users=300, items=150, impressions=6_000, domains=3))
+    contract.write_events(settings.source, settings.contract, events)
+    build.build(events, out, features=settings.features, contract=settings.contract, split=settings.split)
+    return out
+
+
+@pytest.fixture(scope="module")
+def model(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("two_tower")
+    settings = config.TwoTower(width=8, epochs=1, batch_size=256, negatives=64)
+    two_tower.train(features, out, settings=settings, positive="click", seed=0, log=lambda *_: None)
+    return out
+
+
+def run(
+    features: Path,
+    model: Path,
+    out: Path,
+    moment: str = "test",
+    settings: config.Recall = SETTINGS,
+    requests: int = 500,
+) -> tuple[dict[str, float], dict[str, pl.DataFrame]]:
+    out.mkdir(exist_ok=True)
+    metrics = candidates.recall(
+        features, model, out, moment=moment, settings=settings, positive="click", tasks=TASKS, requests=requests
+    )
+    return metrics, {name: pl.read_parquet(out / f"{name}.parquet") for name in TABLES}
+
+
+@pytest.fixture(scope="module")
+def tested(features: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+    out = tmp_path_factory.mktemp("recall")
+    return out, run(features, model, out)[0]
+
+
+def read(tested: tuple[Path, dict[str, float]], name: str) -> pl.DataFrame:
+    return pl.read_parquet(tested[0] / f"{name}.parquet")
+
+
+def test_requests_and_positives_are_what_the_slice_holds(features: Path, tested: tuple[Path, dict[str, float]]) -> None:
+    requests, positives = read(tested, "requests"), read(tested, "positives")
+    store = FeatureStore.open(features)
+    log = pl.read_parquet(features / "log.parquet").filter((pl.col("slice") == 2) & (pl.col("click") == 1))
+    pairs = {(user, domain) for user, domain in log.select("user", "domain").iter_rows()}
+    assert set(requests.select("user", "domain").iter_rows()) == pairs
+    assert requests["request"].to_list() == list(range(len(pairs)))
+    assert requests["time"].unique().to_list() == [store.slices["test"]]
+    assert requests["fold"].unique().to_list() == ["test"]
+    schema = {"request": pl.UInt32, "user": pl.Int32, "domain": pl.Int16, "time": pl.Int64, "fold": pl.String}
+    assert requests.schema == schema
+    told = positives.join(requests, on="request").select("user", "domain", "item", "like")
+    slow = {}
+    for user, domain, item, like in log.select("user", "domain", "item", "like").iter_rows():
+        slow[user, domain, item] = max(like, slow.get((user, domain, item), 0))
+    assert {row[:3]: row[3] for row in told.iter_rows()} == slow
+    assert positives["click"].min() == 1
+
+
+def test_validation_users_fall_into_two_folds(features: Path, model: Path, tmp_path: Path) -> None:
+    _, tables = run(features, model, tmp_path, "validation", replace(SETTINGS, routes=("hot",)))
+    requests = tables["requests"]
+    shares = requests["fold"].value_counts(normalize=True)
+    assert set(shares["fold"]) == {"distil", "tune"}
+    assert shares["proportion"].min() > 0.3
+    assert requests.group_by("user").agg(pl.col("fold").n_unique())["fold"].max() == 1
+
+
+def test_a_limit_takes_a_stable_part_of_the_requests(features: Path, tested: tuple[Path, dict[str, float]]) -> None:
+    store, whole = FeatureStore.open(features), read(tested, "requests")
+    some, positives = candidates.requests_of(store, "test", "click", TASKS, 10)
+    fewer, _ = candidates.requests_of(store, "test", "click", TASKS, 5)
+    keys = ["user", "domain"]
+    assert some["request"].to_list() == list(range(10))
+    assert set(fewer.select(keys).rows()) < set(some.select(keys).rows()) < set(whole.select(keys).rows())
+    assert set(positives["request"]) == set(range(10))
+
+
+def test_candidates_keep_the_contract(features: Path, tested: tuple[Path, dict[str, float]]) -> None:
+    found = read(tested, "candidates")
+    schema = {"request": pl.UInt32, "item": pl.Int32, "route": pl.String, "rank": pl.Int32, "score": pl.Float32}
+    assert found.schema == schema
+    assert found["item"].min() > 0
+    assert found.equals(found.sort("request", "rank", maintain_order=True))
+    for (_, route), one in found.group_by(["request", "route"]):
+        assert route in SETTINGS.routes
+        assert one["rank"].to_list() == list(range(1, len(one) + 1))
+        assert len(one) <= SETTINGS.per_route
+        assert one["item"].is_unique().all()
+    published = FeatureStore.open(features).items["published"]
+    assert (published[found["item"].to_numpy()] <= read(tested, "requests")["time"][0]).all()
+    assert read(tested, "merged").equals(snake_merge(found, SETTINGS.routes, size=30))
+
+
+def test_what_was_shown_lately_is_not_recalled_and_the_routes_fill_up(
+    features: Path, tested: tuple[Path, dict[str, float]]
+) -> None:
+    store, found, requests = FeatureStore.open(features), read(tested, "candidates"), read(tested, "requests")
+    shown = exposure.load(tested[0] / "exposure")
+    snapshot = take(store, store.slices["test"], "click")
+    lately = snapshot.interactions.filter((pl.col("time") >= shown.since) & (pl.col("user") > 0))
+    pairs = set(lately.select("user", "item").iter_rows())
+    given = set(found.join(requests, on="request").select("user", "item").iter_rows())
+    assert pairs
+    assert not pairs & given
+    taken = set(read(tested, "exposed").join(requests, on="request").select("user", "item").iter_rows())
+    positives = read(tested, "positives").join(requests, on="request").select("user", "item")
+    assert taken & pairs
+    assert {pair for pair in positives.iter_rows() if pair in pairs} <= taken
+    few = requests.join(lately.group_by("user").len().filter(pl.col("len") > 20), on="user", how="anti")["request"]
+    assert len(few) > 10
+    for route in ("two_tower", "hot"):
+        filled = found.filter((pl.col("route") == route) & (pl.col("rank") == 20))["request"]
+        assert set(few) <= set(filled)
+
+
+def test_metrics_are_counted_right(tested: tuple[Path, dict[str, float]]) -> None:
+    out, metrics = tested
+    positives = read(tested, "positives")
+    for name, table in {
+        "recall_union": read(tested, "candidates"),
+        "recall_merged": read(tested, "merged"),
+        "recall_hot": read(tested, "candidates").filter(pl.col("route") == "hot"),
+    }.items():
+        pairs = set(table.select("request", "item").iter_rows())
+        shares = [
+            np.mean([(request, item) in pairs for item in one["item"]])
+            for (request,), one in positives.group_by("request", maintain_order=True)
+        ]
+        assert metrics[name] == pytest.approx(np.mean(shares))
+    assert metrics["recall_union"] >= metrics["recall_merged"] > 0
+    assert metrics["exposure_false_positive_rate"] < 10 * SETTINGS.exposure_error
+    funnel = json.loads((out / "funnel.json").read_text())
+    assert funnel["recall_union"] == metrics["recall_union"]
+    for count in funnel["routes"].values():
+        assert count["recalled"] - count["exposed"] >= count["kept"] >= count["merged"] > 0
+
+
+def test_the_same_input_makes_the_same_bytes(
+    features: Path, model: Path, tested: tuple[Path, dict[str, float]], tmp_path: Path
+) -> None:
+    run(features, model, tmp_path)
+    files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
+    assert [str(file) for file in files if (tmp_path / file).read_bytes() != (tested[0] / file).read_bytes()] == []
+
+
+def test_removing_later_rows_changes_nothing(
+    features: Path, model: Path, tested: tuple[Path, dict[str, float]], tmp_path: Path
+) -> None:
+    """Candidates as of the test slice, from a features folder whose test slice holds other events."""
+    for file in features.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    moment = FeatureStore.open(features).slices["test"]
+    log = pl.read_parquet(features / "log.parquet")
+    later = log.filter(pl.col("time") >= moment).with_columns(item=pl.lit(1, pl.Int32))
+    pl.concat([log.filter(pl.col("time") < moment), later]).write_parquet(tmp_path / "log.parquet")
+    _, tables = run(tmp_path, model, tmp_path / "out")
+    assert tables["candidates"].equals(read(tested, "candidates"))
+
+
+def test_an_empty_route_is_said_and_the_others_fill_its_place(
+    features: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = candidates.two_tower.recall
+    monkeypatch.setattr(candidates.two_tower, "recall", lambda *arguments: known(*arguments).clear())
+    metrics, tables = run(features, model, tmp_path)
+    assert metrics["empty_two_tower"] == metrics["requests"]
+    assert metrics["recall_two_tower"] == 0
+    assert "two_tower recalled nothing" in caplog.text
+    assert tables["merged"].group_by("request").len()["len"].median() == 30
+
+
+def test_an_unknown_route_and_an_empty_slice_are_named(features: Path, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"recall\.routes: 'magic' is unknown"):
+        run(features, model, tmp_path, settings=replace(SETTINGS, routes=("hot", "magic")))
+    store = FeatureStore.open(features)
+    log = pl.read_parquet(features / "log.parquet").with_columns(click=pl.lit(0, pl.Int8))
+    log.write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(InputError, match=r"no row of the test slice has click = 1; lengthen split.test_days"):
+        candidates.requests_of(replace(store, folder=tmp_path), "test", "click", TASKS, 10)
+
+
+def test_a_log_with_unknown_users(features: Path, model: Path, tmp_path: Path) -> None:
+    for file in features.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    log = pl.read_parquet(features / "log.parquet").with_columns(user=pl.lit(0, pl.Int32))
+    log.write_parquet(tmp_path / "log.parquet")
+    metrics, tables = run(tmp_path, model, tmp_path / "out")
+    assert tables["requests"]["user"].unique().to_list() == [0]
+    assert metrics["exposed_positives"] == 0
+    assert metrics["empty_item_cf"] == metrics["requests"]
+    assert tables["merged"].group_by("request").len()["len"].min() == 30

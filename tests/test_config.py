@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Config, KuaiRand, Simulator, load
+from pipeline.lake import InputError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "flows/configs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_loads_under_its_own_name(path: Path) -> None:
+    config = load(path)
+    assert config.name == path.stem
+    assert config.root == Path("data") / path.stem
+
+
+def test_the_defaults_are_the_small_run() -> None:
+    assert load() == Config() == load(next(path for path in CONFIGS if path.stem == "small"))
+
+
+def test_a_file_and_overrides_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('name = "mine"\n[fine]\nmodel = "din"\nepochs = 2\n[source]\nkind = "simulator"\nusers = 10\n')
+    config = load(path, ['fine.model="star"', "coarse.keep=7", 'recall.routes=["hot"]', "source.items=5"])
+    assert (config.name, config.fine.model, config.fine.epochs) == ("mine", "star", 2)
+    assert (config.coarse.keep, config.recall.routes) == (7, ("hot",))
+    assert isinstance(config.source, Simulator)
+    assert (config.source.users, config.source.items) == (10, 5)
+
+
+def test_an_unquoted_word_is_a_string_and_sources_are_told_apart() -> None:
+    assert load(None, ["fine.model=mmoe"]).fine.model == "mmoe"
+    assert isinstance(load(None, ["source.kind=kuairand"]).source, KuaiRand)
+
+
+def test_to_dict_is_plain_json() -> None:
+    assert load().to_dict()["recall"]["routes"] == ["two_tower", "item_cf", "hot", "fresh"]
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("fine.modle=star", "fine.modle"),
+        ("fine.model=starr", "'starr' is unknown; it is one of din"),
+        ("fine.options.widht=8", "pepnet has no option 'widht'"),
+        ("fine.options.schema=8", "pepnet has no option 'schema'"),
+        ("coarse.keep=many", "coarse.keep"),
+        ("coarse.keep=0", "greater than 0"),
+        ("source.kind=nowhere", "kuairand"),
+        ("fine.model", "is not an assignment"),
+    ],
+)
+def test_a_mistake_is_named(override: str, told: str) -> None:
+    with pytest.raises(InputError) as error:
+        load(None, [override])
+    assert told in str(error.value)
+
+
+def test_a_missing_file_and_broken_toml(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such configuration"):
+        load(tmp_path / "none.toml")
+    (tmp_path / "broken.toml").write_text("name = \n")
+    with pytest.raises(InputError, match="not valid TOML"):
+        load(tmp_path / "broken.toml")

@@ -1,0 +1,222 @@
+"""The event contract: what is rejected and counted, what stops the run, and what is said."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from pipeline import config
+from pipeline.lake import InputError
+from pipeline.sources import contract
+
+NOON = 1_700_000_000
+LENIENT = config.Contract(tasks=("click",), maximum_rejected=0.9)
+COLUMNS = {"user_id": "user", "item_id": "item", "time": "at", "domain": "tab", "click": "click"}
+
+
+def rows(count: int = 4, **columns: list[Any]) -> dict[str, list[Any]]:
+    """A sound log of `count` rows, some columns of which may be given."""
+    good = {
+        "user": [1] * count,
+        "item": list(range(10, 10 + count)),
+        "at": [NOON + k for k in range(count)],
+        "tab": ["a"] * count,
+        "click": [1] * count,
+    }
+    return {**good, **columns}
+
+
+def write(
+    folder: Path,
+    events: dict[str, list[Any]],
+    settings: config.Contract = LENIENT,
+    extra: dict[str, str] | None = None,
+    **tables: pl.DataFrame,
+) -> dict[str, Any]:
+    """Run the contract over a mapped log made of these tables; output goes to `folder/out`."""
+    pl.DataFrame(events, strict=False).write_parquet(folder / "log.parquet")
+    told = {}
+    for name, table in tables.items():
+        table.write_parquet(folder / f"{name}.parquet")
+        told[name] = config.Table(path=str(folder / f"{name}.parquet"), columns={c: c for c in table.columns})
+    source = config.MappedLog(
+        events=config.Table(path=str(folder / "log.parquet"), columns={**COLUMNS, **(extra or {})}), **told
+    )
+    (folder / "out").mkdir()
+    return contract.write_events(source, settings, folder / "out")
+
+
+def rejected(folder: Path) -> list[tuple[Any, ...]]:
+    return pl.read_parquet(folder / "out" / "rejected.parquet").rows()
+
+
+def test_a_sound_log_passes_whole(tmp_path: Path) -> None:
+    told = write(tmp_path, rows(click=[1, 0, 1, 0]))
+    events = pl.read_parquet(tmp_path / "out" / "events.parquet")
+    assert events.columns == ["user_id", "item_id", "domain", "time", "shown", "random", "click"]
+    assert events["click"].dtype == pl.Int8
+    assert events["shown"].all()
+    assert not events["random"].any()
+    assert told == {
+        "events": 4,
+        "items": 4,
+        "users": 1,
+        "domains": 1,
+        "rate_click": 0.5,
+        "first_time": NOON * 1_000_000,
+        "last_time": (NOON + 3) * 1_000_000,
+        "rejected_rows": 0,
+        "repeated_items": 0,
+        "bare_items": 0,
+        "repeated_users": 0,
+        "bare_users": 0,
+    }
+    assert rejected(tmp_path) == []
+
+
+TOMORROW = int((datetime.now(UTC) + timedelta(days=1)).timestamp())
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "reason", "name"),
+    [
+        ("user", None, "null", "user_id"),
+        ("item", None, "null", "item_id"),
+        ("tab", None, "null", "domain"),
+        ("at", None, "null", "time"),
+        ("at", TOMORROW, "in the future", "time"),
+        ("at", 100, "before 1990", "time"),
+        ("click", 2, "label not 0 or 1", "click"),
+        ("click", None, "label not 0 or 1", "click"),
+        ("click", 0.5, "label not 0 or 1", "click"),
+        ("click", float("nan"), "not finite", "click"),
+        ("user", 1.5, "wrong type", "user_id"),
+        ("at", float("inf"), "not finite", "time"),
+    ],
+)
+def test_a_bad_row_is_set_apart(tmp_path: Path, column: str, value: Any, reason: str, name: str) -> None:
+    log = rows()
+    log[column] = [*log[column][:2], value, *log[column][3:]]
+    told = write(tmp_path, log)
+    assert rejected(tmp_path) == [("events", 2, reason, name)]
+    assert told["events"] == 3
+    assert told[f"rejected_{reason.replace(' ', '_')}"] == told["rejected_rows"] == 1
+
+
+def test_infinite_context_is_set_apart(tmp_path: Path) -> None:
+    write(tmp_path, rows(seconds=[1.0, float("inf"), None, float("nan")]), extra={"seconds": "seconds"})
+    assert rejected(tmp_path) == [("events", 1, "not finite", "seconds"), ("events", 3, "not finite", "seconds")]
+
+
+def test_text_where_a_number_belongs(tmp_path: Path) -> None:
+    write(tmp_path, rows(at=[str(NOON), "soon", str(NOON + 2), str(NOON + 3)], click=["1", "1", "yes", "0"]))
+    assert rejected(tmp_path) == [("events", 1, "wrong type", "time"), ("events", 2, "label not 0 or 1", "click")]
+
+
+def test_flags_must_be_true_or_false(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"log\.parquet: 100\.0% of 4 rows .* column 'random' \(wrong type: 4 rows\)"):
+        write(tmp_path, rows(lottery=["no"] * 4), extra={"random": "lottery"})
+
+
+def test_exact_duplicates_are_dropped_and_do_not_count_as_faults(tmp_path: Path) -> None:
+    log = rows(6, item=[1, 1, 1, 2, 3, 1], at=[NOON] * 6, click=[1, 1, 0, 1, 1, 1])
+    told = write(tmp_path, log, config.Contract(tasks=("click",), maximum_rejected=0.0))
+    assert rejected(tmp_path) == [("events", 1, "duplicate", ""), ("events", 5, "duplicate", "")]
+    assert (told["events"], told["rejected_duplicate"]) == (4, 2)
+
+
+def test_order_of_rows_in_the_file_does_not_matter(tmp_path: Path) -> None:
+    log = pl.DataFrame(rows(5, user=[3, 1, 2, 1, 1], at=[NOON + 9, NOON, NOON + 5, NOON, NOON + 1]))
+    for name, frame in (("one", log), ("two", log.reverse())):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, frame.to_dict(as_series=False))
+    one, two = (pl.read_parquet(tmp_path / name / "out" / "events.parquet") for name in ("one", "two"))
+    assert one.equals(two)
+    assert one["item_id"].to_list() == [11, 13, 14, 12, 10]
+
+
+def test_too_many_bad_rows_stop_the_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as told:
+        write(tmp_path, rows(click=[1, 7, 8, 1], user=[1, 1, 1, None]), config.Contract(tasks=("click",)))
+    assert "75.0% of 4 rows" in str(told.value)
+    assert "column 'click' (label not 0 or 1: 2 rows)" in str(told.value)
+    assert "contract.maximum_rejected (now 0.05)" in str(told.value)
+
+
+def test_a_task_without_positives_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"column 'click' has no positive .* remove it from contract\.tasks"):
+        write(tmp_path, rows(click=[0, 0, 0, 0]))
+
+
+def test_a_missing_task_names_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no column 'convert'; it has user_id, item_id.*contract\.tasks"):
+        write(tmp_path, rows(), config.Contract(tasks=("click", "convert")))
+
+
+def test_an_empty_log_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no usable row"):
+        write(tmp_path, rows(0))
+
+
+def test_item_table_keeps_the_last_row_and_adds_what_only_the_log_knows(tmp_path: Path) -> None:
+    items = pl.DataFrame({"item_id": [11, 10, 10, 99, None], "category": ["x", "old", "new", "y", "z"]})
+    told = write(tmp_path, rows(), items=items)
+    table = pl.read_parquet(tmp_path / "out" / "items.parquet")
+    assert table.select("item_id", "category").rows() == [(10, "new"), (11, "x"), (12, None), (13, None), (99, "y")]
+    assert table["published"].dtype == pl.Datetime("us", "UTC")
+    assert (told["repeated_items"], told["bare_items"]) == (1, 2)
+    assert rejected(tmp_path) == [("items", 4, "null", "item_id")]
+
+
+def test_items_with_bad_numbers_are_set_apart(tmp_path: Path) -> None:
+    items = pl.DataFrame(
+        {
+            "item_id": [10, 11, 12, 13],
+            "content": pl.Series([[0.0, 1.0], [float("nan"), 0.0], None, [1.0, 1.0]], dtype=pl.Array(pl.Float32, 2)),
+            "price": [1.0, 2.0, None, float("inf")],
+        }
+    )
+    write(tmp_path, rows(), items=items)
+    assert rejected(tmp_path) == [("items", 1, "not finite", "content"), ("items", 3, "not finite", "price")]
+    table = pl.read_parquet(tmp_path / "out" / "items.parquet")
+    assert table["content"].to_list() == [[0.0, 1.0], None, None, None]
+
+
+def test_ids_of_all_tables_take_the_type_they_have_in_the_log(tmp_path: Path) -> None:
+    items = pl.DataFrame({"item_id": ["10", "12", "many"], "category": ["x", "y", "z"]})
+    users = pl.DataFrame({"user_id": [1.0, 2.0], "age": [30, 40]})
+    write(tmp_path, rows(), items=items, users=users)
+    assert pl.read_parquet(tmp_path / "out" / "items.parquet")["item_id"].to_list() == [10, 11, 12, 13]
+    assert pl.read_parquet(tmp_path / "out" / "users.parquet").rows() == [(1, 30), (2, 40)]
+    assert rejected(tmp_path) == [("items", 2, "wrong type", "item_id")]
+
+
+def test_history_is_checked_and_ordered(tmp_path: Path) -> None:
+    history = pl.DataFrame(
+        {
+            "user_id": [2, 1, 1, None],
+            "item_id": [77, 11, 12, 13],
+            "behaviour": ["click"] * 4,
+            "time": [NOON - 1, NOON - 2, NOON - 3, NOON - 4],
+        }
+    )
+    write(tmp_path, rows(), history=history)
+    table = pl.read_parquet(tmp_path / "out" / "history.parquet")
+    assert table.select("user_id", "item_id", "rank").rows() == [(1, 12, 0), (1, 11, 1), (2, 77, 0)]
+    assert table["rank"].dtype == pl.Int32
+    assert rejected(tmp_path) == [("history", 3, "null", "user_id")]
+    assert pl.read_parquet(tmp_path / "out" / "items.parquet")["item_id"].to_list() == [10, 11, 12, 13, 77]
+    assert pl.read_parquet(tmp_path / "out" / "users.parquet")["user_id"].to_list() == [1, 2]
+
+
+def test_check_is_a_dry_run(tmp_path: Path) -> None:
+    pl.DataFrame(rows()).write_parquet(tmp_path / "log.parquet")
+    source = config.MappedLog(events=config.Table(path=str(tmp_path / "log.parquet"), columns=COLUMNS))
+    assert contract.check(source, LENIENT)["events"] == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["log.parquet"]
+    assert contract.source_files(source) == [tmp_path / "log.parquet"]
+    assert contract.source_files(config.Simulator()) == []

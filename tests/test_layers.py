@@ -1,0 +1,148 @@
+"""Layers, gates and sequence encoders against numbers on paper and plain loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from models.gates import GateNU, SoftmaxGate
+from models.layers import Bank, FieldEmbedding, Inputs, Numbers, mix, mlp, pick
+from models.schema import Field, Number, Schema, Sequence
+from models.sequences import ActivationUnit, MeanPooling, segment_sum
+
+SCHEMA = Schema(
+    fields=(Field("user_id", 3, "user"), Field("item_id", 4, "item")),
+    numbers=(Number("age", "user", mean=30.0, std=10.0), Number("constant", "item", mean=2.0, std=0.0)),
+    sequences=(Sequence("clicked", ("item_id",), 5, 2),),
+    labels=("click",),
+    domains=("home", "search"),
+)
+
+
+def test_numbers_are_standardised_and_clipped() -> None:
+    """(40 − 30) / 10 = 1; 1000 is 97 deviations off, so 5; a column without deviation is only centred."""
+    numbers = torch.tensor([[40.0, 2.0], [1000.0, 3.0], [-1000.0, 2.0]])
+    torch.testing.assert_close(Numbers(SCHEMA)(numbers), torch.tensor([[1.0, 0.0], [5.0, 1.0], [-5.0, 0.0]]))
+    torch.testing.assert_close(Numbers(SCHEMA, [1])(numbers), torch.tensor([[0.0], [1.0], [0.0]]))
+
+
+def test_field_embedding_looks_up_several_tensors_at_once() -> None:
+    embed = FieldEmbedding(SCHEMA, 2)
+    fields, events, none = embed(
+        torch.tensor([[0, 3], [2, 6]]), torch.tensor([[4], [5], [4]]), torch.zeros(0, 1).long()
+    )
+    assert torch.equal(fields[1, 1], embed.table.weight[6])
+    assert torch.equal(events[2, 0], embed.table.weight[4])
+    assert none.shape == (0, 1, 2)
+
+
+def test_inputs_put_fields_histories_and_numbers_side_by_side() -> None:
+    inputs = Inputs(SCHEMA, 1).eval()
+    inputs.embed.table.weight.data = torch.arange(7.0)[:, None]
+    nn.init.zeros_(inputs.histories.encoders[0].gap.weight)
+    batch = {
+        "fields": torch.tensor([[1, 3], [2, 4]]),
+        "numbers": torch.tensor([[40.0, 2.0], [30.0, 2.0]]),
+        "domain": torch.tensor([0, 1]),
+        "clicked.fields": torch.tensor([[3], [6]]),
+        "clicked.gap": torch.tensor([0, 1]),
+        "clicked.row": torch.tensor([0, 0]),
+    }
+    side_by_side = torch.tensor([[1.0, 3.0, 4.5, 1.0, 0.0], [2.0, 4.0, 0.0, 0.0, 0.0]])
+    torch.testing.assert_close(inputs(batch), side_by_side, atol=1e-4, rtol=1e-4)
+    assert inputs.width == 5
+    in_training = inputs.train()(batch)
+    torch.testing.assert_close(in_training[:, 0], torch.tensor([-1.0, 1.0]), atol=1e-4, rtol=1e-4)
+
+
+def test_mlp_has_relu_between_its_layers_only() -> None:
+    assert [type(layer) for layer in mlp(4, 3, 2, 1)] == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
+
+
+@pytest.mark.parametrize("activate_last", [False, True])
+@pytest.mark.parametrize("shape", [(6, 4), (6, 3, 4), (0, 4), (0, 3, 4)])
+def test_bank_against_a_loop(activate_last: bool, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    bank, x = Bank(3, 4, 5, 2, activate_last=activate_last), torch.randn(shape)
+    first, last = bank.layers
+    assert bank(x).shape == (shape[0], 3, 2)
+    for k in range(3):
+        own = x if x.ndim == 2 else x[:, k]
+        out = (own @ first.weight[k] + first.bias[k]).relu() @ last.weight[k] + last.bias[k]
+        torch.testing.assert_close(bank(x)[:, k], out.relu() if activate_last else out)
+
+
+def test_mix_on_paper() -> None:
+    experts = torch.tensor([[[1.0, 2.0], [10.0, 20.0]]])
+    gates = torch.tensor([[[0.5, 0.5], [1.0, 0.0], [0.0, 2.0]]])
+    torch.testing.assert_close(mix(gates, experts), torch.tensor([[[5.5, 11.0], [1.0, 2.0], [20.0, 40.0]]]))
+
+
+def test_pick_takes_the_rows_own_domain() -> None:
+    per_domain = torch.arange(24.0).view(3, 4, 2)
+    domain = torch.tensor([3, 0, 1])
+    assert torch.equal(pick(per_domain, domain), torch.stack([per_domain[i, p] for i, p in enumerate(domain)]))
+    assert torch.equal(pick(per_domain[..., 0], domain), torch.tensor([6.0, 8.0, 18.0]))
+
+
+def test_gatenu_with_zero_weights_lets_everything_pass() -> None:
+    gate = GateNU(3, 2, hidden=4)
+    for parameter in gate.parameters():
+        nn.init.zeros_(parameter)
+    assert torch.equal(gate(torch.randn(5, 3)), torch.ones(5, 2))
+
+
+def test_gatenu_is_bounded_by_two() -> None:
+    gate = GateNU(3, 2, hidden=4)
+    nn.init.constant_(gate.net[-1].bias, 100.0)
+    torch.testing.assert_close(gate(torch.randn(5, 3)), torch.full((5, 2), 2.0))
+    nn.init.constant_(gate.net[-1].bias, -100.0)
+    torch.testing.assert_close(gate(torch.randn(5, 3)), torch.zeros(5, 2))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5, 1.0])
+def test_softmax_gate_sums_to_one_even_if_all_is_dropped(dropout: float) -> None:
+    torch.manual_seed(0)
+    gate, x = SoftmaxGate(3, gates=2, experts=4, dropout=dropout), torch.randn(200, 3)
+    dropped = gate(x)
+    torch.testing.assert_close(dropped.sum(dim=-1), torch.ones(200, 2))
+    assert bool((dropped == 0).any()) == (dropout == 0.5)
+    torch.testing.assert_close(gate.eval()(x), gate.score(x).view(200, 2, 4).softmax(-1))
+
+
+def test_segment_sum_gives_zeros_to_a_row_without_events() -> None:
+    total = segment_sum(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([0, 2, 2]), 4)
+    assert torch.equal(total, torch.tensor([[1.0], [0.0], [6.0], [0.0]]))
+
+
+def test_mean_pooling_on_paper() -> None:
+    """The events (1, 3) and (3, 5) with gap embeddings (0, 0) and (2, 0): mean (3, 4)."""
+    pooling = MeanPooling(2, gaps=2)
+    pooling.gap.weight.data = torch.tensor([[0.0, 0.0], [2.0, 0.0]])
+    events = torch.tensor([[1.0, 3.0], [3.0, 5.0]])
+    pooled = pooling(torch.zeros(2, 2), events, torch.tensor([0, 1]), torch.tensor([1, 1]))
+    torch.testing.assert_close(pooled, torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+
+
+def test_activation_unit_on_paper() -> None:
+    """Hidden units that read q, k, q − k and q ⊙ k alone, weighed 1, 10, 100 and 1000.
+
+    q = 3: k = 2 weighs 3 + 20 + 100 + 6000 = 6123 and k = 1 weighs 3 + 10 + 200 + 3000 = 3213.
+    """
+    unit = ActivationUnit(1, gaps=1, hidden=4)
+    unit.gap.weight.data.zero_()
+    unit.compare.weight.data, unit.compare.bias.data = torch.eye(4), torch.zeros(4)
+    unit.weigh.weight.data, unit.weigh.bias.data = torch.tensor([[1.0, 10.0, 100.0, 1000.0]]), torch.zeros(1)
+    query, events, row = torch.tensor([[3.0], [7.0]]), torch.tensor([[2.0], [1.0]]), torch.tensor([0, 0])
+    torch.testing.assert_close(unit.weights(query, events, row), torch.tensor([[6123.0], [3213.0]]))
+    out = unit(query, events, torch.zeros(2).long(), row)
+    torch.testing.assert_close(out, torch.tensor([[6123.0 * 2 + 3213.0], [0.0]]))
+
+
+def test_activation_unit_is_the_network_on_the_concatenation() -> None:
+    torch.manual_seed(0)
+    unit, query, events, row = ActivationUnit(3, 1), torch.randn(4, 3), torch.randn(9, 3), torch.randint(4, (9,))
+    q = query[row]
+    whole = unit.compare(torch.cat([q, events, q - events, q * events], dim=1))
+    torch.testing.assert_close(unit.weights(query, events, row), unit.weigh(unit.activation(whole)))

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.features import match, sequences
+from pipeline.features.match import Shared
+from pipeline.features.timeline import Timeline
+
+EVENTS = st.lists(st.tuples(st.integers(1, 3), st.integers(0, 9), st.integers(0, 3)), max_size=30).map(sorted)
+QUESTIONS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 11), st.integers(0, 5)), min_size=1, max_size=12)
+
+
+def columns(rows):
+    return np.array(rows, np.int64).reshape(-1, 3).T
+
+
+@given(EVENTS, QUESTIONS)
+def test_shared_values_and_gaps_equal_plain_loops(events, questions):
+    owners, minutes, values = columns(events)
+    users, moments, candidates = columns(questions)
+    times, event_times = moments * match.MINUTE, minutes * match.MINUTE
+    ends, lengths = sequences.pointers(Timeline.of(owners, event_times), users, times, 4)
+    counts, gaps = match.shared(Shared.of(owners, values), event_times, users, candidates, times, ends, lengths)
+    for (user, moment, candidate), count, gap in zip(questions, counts, gaps, strict=True):
+        history = [event for event in events if event[0] == user and event[1] < moment][-4:]
+        same = [event[1] for event in history if event[2] == candidate and candidate > 0]
+        assert count == np.float32(np.log1p(len(same)))
+        assert gap == (np.float32(np.log1p(float(moment - max(same)))) if same else match.NO_GAP)
+
+
+def test_content_similarity_is_the_cosine_with_the_mean():
+    history = np.array([[1, 0], [0, 1], [0.6, 0.8]], np.float32)
+    candidates = np.array([[1, 0], [0, 1], [0, 0], [1, 0]], np.float32)
+    ends, lengths = np.array([2, 3, 3, 1]), np.array([2, 1, 2, 0], np.int32)
+    similarity = match.content_similarity(match.running_content(history), candidates, ends, lengths)
+    np.testing.assert_allclose(similarity, [np.sqrt(0.5), 0.8, 0, 0], atol=1e-6)
+
+
+def test_a_running_sum_that_overflows_still_gives_exact_differences():
+    content = np.ones((5_000, 1), np.float32)
+    totals = match.running_content(content)
+    assert (totals < 0).any()
+    assert (totals[3:] - totals[:-3] == 3 * match.FIXED_POINT).all()
+
+
+def test_names():
+    assert match.names("clicked", ("item", "category"), content=True) == [
+        "clicked_same_item",
+        "clicked_item_gap",
+        "clicked_same_category",
+        "clicked_category_gap",
+        "clicked_content_similarity",
+    ]
+    assert match.names("liked", ("tag",), content=False) == ["liked_same_tag", "liked_tag_gap"]

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import polars as pl
+import pytest
+from event_tables import CONTRACT, DAY, FEATURES, MINUTE, START, write_events
+
+from pipeline.config import Split
+from pipeline.features.build import build
+from pipeline.features.store import UNKNOWN_AGE, UNKNOWN_TIME, FeatureStore, Rows, hour, item_age
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("features")
+    events = write_events(tmp_path_factory.mktemp("root") / "events")
+    build(events, folder, features=FEATURES, contract=CONTRACT, split=Split())
+    return FeatureStore.open(folder)
+
+
+def assert_equal(one: Rows, other: Rows, labels: bool = True) -> None:
+    for name, column in vars(one).items():
+        if name != "labels" or labels:
+            np.testing.assert_equal(column, getattr(other, name), err_msg=name)
+
+
+def asked(store: FeatureStore, count: int = 500) -> tuple[np.ndarray, ...]:
+    random = np.random.default_rng(1)
+    return (
+        random.integers(0, len(store.users["code_user_id"]), count),
+        random.integers(0, len(store.items["code_item_id"]), count),
+        random.integers(-1, 3, count),
+        START + random.integers(0, 10 * 24 * 60, count) * MINUTE,
+    )
+
+
+def test_the_log_and_any_rows_have_one_definition(store):
+    log = store.log()
+    context = {
+        field.name: log.context[:, place]
+        for place, field in enumerate(field for field in store.schema.fields if field.role == "context")
+    }
+    assert_equal(log, store.rows(log.user, log.item, log.domain, log.time, context), labels=False)
+
+
+def test_slices_are_disjoint_and_in_order(store):
+    parts = [store.log(name) for name in ("train", "validation", "test")]
+    assert_equal(Rows.concatenate(parts), store.log())
+    assert parts[0].time.max() < store.slices["validation"] <= parts[1].time.min()
+    assert parts[1].time.max() < store.slices["test"] <= parts[2].time.min()
+    assert set(np.unique(parts[0].labels)) == {0, 1}
+
+
+def test_a_row_alone_equals_the_row_in_company(store):
+    questions = asked(store)
+    rows = store.rows(*questions)
+    for place in (0, 7, 499):
+        assert_equal(rows.take(np.array([place])), store.rows(*(column[[place]] for column in questions)))
+    assert_equal(rows.take(slice(3, 9)), store.rows(*(column[3:9] for column in questions)))
+
+
+def test_chunks_change_nothing(store, monkeypatch):
+    questions = asked(store)
+    whole = store.rows(*questions)
+    monkeypatch.setattr("pipeline.features.store.CHUNK", 64)
+    assert_equal(whole, store.rows(*questions))
+
+
+def test_the_future_changes_nothing(store):
+    moment = START + 5 * DAY
+    user, item, domain, _ = asked(store)
+    past = store.cut(moment)
+    assert len(past.events["time"]) < len(store.events["time"])
+    times = np.full(len(user), moment)
+    whole, cut = store.rows(user, item, domain, times), past.rows(user, item, domain, times)
+    np.testing.assert_array_equal(whole.numbers, cut.numbers)
+    np.testing.assert_equal(whole.lengths, cut.lengths)
+
+
+def test_no_rows(store):
+    nothing = np.empty(0, np.int64)
+    rows = store.rows(nothing, nothing, nothing, nothing)
+    assert len(rows) == 0
+    assert rows.numbers.shape == (0, len(store.schema.numbers))
+
+
+def test_context_defaults(store):
+    rows = store.rows(*(np.array([value]) for value in (1, 1, 2, START)))
+    fields = [field.name for field in store.schema.fields if field.role == "context"]
+    assert dict(zip(fields, rows.context[0].tolist(), strict=True)) == {
+        "domain": 3,
+        "hour": START % DAY // (60 * MINUTE) + 1,
+        "position": 1,
+    }
+    assert np.isnan(rows.labels).all()
+    given = store.rows(*(np.array([value]) for value in (1, 1, 2, START)), {"position": np.array([7])})
+    assert given.context[0].tolist()[fields.index("position")] == 7
+
+
+def test_the_unknown_user_and_item_have_no_past(store):
+    rows = store.rows(*(np.array([value]) for value in (0, 0, -1, START + 9 * DAY)))
+    values = dict(zip((number.name for number in store.schema.numbers), rows.numbers[0], strict=True))
+    assert values["user_shows_all"] == values["item_shows_all"] == values["domain_shows_all"] == 0
+    assert values["item_age"] == UNKNOWN_AGE
+    assert values["clicked_content_similarity"] == 0
+    assert rows.lengths["clicked"].tolist() == [0]
+
+
+def test_numbers_equal_plain_loops(store):
+    log = pl.read_parquet(store.folder / "log.parquet")
+    items = pl.read_parquet(store.folder / "items.parquet")
+    category = items["key_category"].to_list()
+    rows = log.rows(named=True)
+    for row in rows[1::237]:
+        past = [other for other in rows if other["time"] < row["time"]]
+        pairs = [
+            other for other in past if other["user"] == row["user"] and category[other["item"]] == category[row["item"]]
+        ]
+        recent = [other for other in past if other["item"] == row["item"] and other["time"] >= row["time"] - DAY]
+        assert row["user+category_shows_all"] == np.float32(np.log1p(len(pairs)))
+        assert row["item_shows_1d"] == np.float32(np.log1p(len(recent)))
+        a, b = store.recipe.priors["item"]["convert"]
+        known = [other for other in rows if other["item"] == row["item"] and other["convert"]]
+        converted = sum(other["convert_time"] < row["time"] for other in known)
+        shows = sum(other["item"] == row["item"] for other in past)
+        assert row["item_convert_rate_all"] == np.float32((converted + a) / (shows + b))
+
+
+def test_histories_lie_before_their_rows(store):
+    log = store.log()
+    for name, table in store.behaviours.items():
+        for row in range(0, len(log), 97):
+            end, length = log.ends[name][row], log.lengths[name][row]
+            assert (table["user"][end - length : end] == log.user[row]).all()
+            assert (table["time"][end - length : end] < log.time[row]).all()
+        assert log.lengths[name].max() == FEATURES.length
+
+
+def test_hour_and_age():
+    assert hour(np.array([0, 60 * MINUTE - 1, 60 * MINUTE, DAY - 1])).tolist() == [1, 1, 2, 24]
+    ages = item_age(np.array([0, 120 * MINUTE, UNKNOWN_TIME]), np.array([60 * MINUTE] * 3))
+    np.testing.assert_allclose(ages, [np.log(2), 0, UNKNOWN_AGE])
+
+
+def test_the_store_needs_neither_polars_nor_xxhash():
+    code = "import sys, pipeline.features.store; print({'polars', 'xxhash', 'mlflow', 'faiss'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, normalize
+
+from pipeline import config
+from pipeline.features import build
+from pipeline.features.store import FeatureStore
+from pipeline.lake import InputError
+from pipeline.ranking.batches import Encoder
+from pipeline.recall import two_tower
+from pipeline.recall.snapshot import take
+from pipeline.sources import contract
+
+SETTINGS = config.TwoTower(width=8, epochs=2, batch_size=128, negatives=64)
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    events, out = tmp_path_factory.mktemp("events"), tmp_path_factory.mktemp("features")
+    settings = config.Config(source=config.Simulator(users=200, items=150, impressions=4_000, domains=3))
+    contract.write_events(settings.source, settings.contract, events)
+    build.build(events, out, features=settings.features, contract=settings.contract, split=settings.split)
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("two_tower")
+    two_tower.train(features, out, settings=SETTINGS, positive="click", seed=0, log=lambda *_: None)
+    return out
+
+
+def vectors(count: int, seed: int) -> torch.Tensor:
+    drawn = torch.randn(count, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+    return normalize(drawn).requires_grad_()
+
+
+def test_loss_on_paper() -> None:
+    user, item = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    log_q = torch.tensor([0.5, 0.25]).log()
+    loss = two_tower.listwise_loss(user, item, torch.tensor([1, 2]), log_q, temperature=0.5)
+    own, other = np.exp(2.0) / 0.5, np.exp(0.0) / 0.25
+    assert float(loss) == pytest.approx(-np.log(own / (own + other)), abs=1e-6)
+
+
+def test_with_all_items_sampled_it_is_the_full_softmax_in_value_and_gradient() -> None:
+    """Three rows with distinct items, and the other five items drawn once each: all eight, each once."""
+    users, items = vectors(3, 1), vectors(8, 2)
+    own = torch.tensor([5, 0, 3])
+    full = cross_entropy(users @ items.T / 0.1, own)
+    wanted = torch.autograd.grad(full, (users, items))
+    order = torch.tensor([5, 0, 3, 1, 2, 4, 6, 7])
+    log_q = torch.full((8,), 1 / 8).log()
+    sampled = two_tower.listwise_loss(users, items[order], order, log_q, temperature=0.1)
+    found = torch.autograd.grad(sampled, (users, items))
+    torch.testing.assert_close(sampled, full)
+    for mine, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_log_q_makes_an_uneven_sample_agree_with_the_full_softmax() -> None:
+    """Many draws by a skewed q: near the full softmax with log q, far from it without and with its sign turned."""
+    users, items = vectors(1, 1).detach(), vectors(20, 2).detach()
+    share = torch.arange(1, 21).double() ** 2
+    share /= share.sum()
+    drawn = torch.multinomial(share, 50_000, replacement=True, generator=torch.Generator().manual_seed(0))
+    own = torch.tensor([4])
+    full = float(cross_entropy(users @ items.T / 0.5, own))
+    sample = torch.cat([own, drawn])
+    expected = torch.cat([torch.ones(1), (share[drawn] * len(drawn)).float()])
+
+    def loss(log_q: torch.Tensor) -> float:
+        return float(two_tower.listwise_loss(users, items[sample], sample, log_q, temperature=0.5))
+
+    assert loss(expected.log()) == pytest.approx(full, rel=0.02)
+    assert abs(loss(torch.zeros(len(sample))) - full) > 1
+    assert abs(loss(-expected.log()) - full) > 1
+
+
+def test_copies_of_the_own_item_are_no_negatives() -> None:
+    user, item = vectors(2, 1), vectors(3, 2)
+    alone = two_tower.listwise_loss(user[:1], item[[0, 1]], torch.tensor([7, 8]), torch.zeros(2), temperature=0.1)
+    copied = two_tower.listwise_loss(
+        user[:1], item[[0, 1, 0, 0]], torch.tensor([7, 8, 7, 7]), torch.zeros(4), temperature=0.1
+    )
+    torch.testing.assert_close(alone, copied)
+
+
+def test_sampler_shares() -> None:
+    """Items 1 and 2 of five were engaged with 3 and 0 times; item 4 is not to be drawn."""
+    sampler = two_tower.Sampler.of(np.array([1, 1, 1, 3]), np.array([1, 2, 3]), 5)
+    weights = np.array([0, 4, 1, 2, 0]) ** 0.75
+    np.testing.assert_allclose(sampler.positive, [0, 0.75, 0, 0.25, 0])
+    np.testing.assert_allclose(sampler.negative, weights / weights.sum())
+    expected = np.log(8 * 0.75 + 4 * weights[1] / weights.sum())
+    assert float(sampler.log_q(torch.tensor([1]), 8, 4)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_only_hot_items_are_thinned_out() -> None:
+    items = np.concatenate([np.zeros(9_000, np.int64), np.arange(1, 1_000)])
+    sampler = two_tower.Sampler.of(items, np.arange(1_000), 1_000)
+    bound = 10 * len(items) / 1_000 / 9_000
+    assert float(sampler.keep[0]) == pytest.approx(bound**0.5 + bound)
+    assert (sampler.keep[1:] == 1).all()
+    assert float(sampler.positive.sum()) == pytest.approx(1.0)
+
+
+def test_hit_rate_on_paper() -> None:
+    users, items = np.eye(3), np.array([[9.0, 9.0, 9.0], [1.0, 0, 0], [2.0, 1.0, 0], [0, 0, 1.0]])
+    target, known = np.array([1, 2, 3]), np.array([1, 2, 3])
+    assert two_tower.hit_rate(users, items, target, known, 1) == pytest.approx(2 / 3)
+    assert two_tower.hit_rate(users, items, target, known, 2) == 1.0
+    assert two_tower.hit_rate(users[:0], items, target[:0], known, 2) == 0.0
+
+
+def test_training_is_repeatable_and_told_by_epoch(features: Path, trained: Path, tmp_path: Path) -> None:
+    told = []
+    metrics = two_tower.train(
+        features, tmp_path, settings=SETTINGS, positive="click", seed=0, log=lambda _, epoch: told.append(epoch)
+    )
+    assert told == [1, 2]
+    assert metrics["positives"] > 100
+    for name in (two_tower.WEIGHTS, two_tower.SETTINGS):
+        assert (tmp_path / name).read_bytes() == (trained / name).read_bytes()
+    assert json.loads((trained / two_tower.SETTINGS).read_text())["recall_50"] == metrics["recall_50"]
+
+
+def test_the_route_finds_the_nearest_items(features: Path, trained: Path, tmp_path: Path) -> None:
+    store = FeatureStore.open(features)
+    snapshot = take(store, store.slices["test"], "click")
+    two_tower.fit(snapshot, tmp_path, two_tower=trained, index="flat")
+    schema = {"request": pl.UInt32, "user": pl.Int32, "domain": pl.Int16}
+    requests = pl.DataFrame({"request": [0, 1, 2], "user": [0, 5, 5], "domain": [0, 1, 2]}, schema=schema)
+    found = two_tower.recall(tmp_path, snapshot, requests, 7)
+    assert found["request"].to_list() == [0] * 7 + [1] * 7 + [2] * 7
+    assert found["rank"].to_list() == [*range(1, 8)] * 3
+
+    model, encoder = two_tower.load(trained, store.schema), Encoder(store)
+    items = two_tower.item_vectors(model, two_tower.every_item(store, encoder))
+    rows = store.rows(np.array([5]), np.array([0]), np.array([1]), np.array([snapshot.time]))
+    scores = two_tower.user_vectors(model, encoder, rows)[0] @ items.T
+    known = snapshot.items["item"].to_numpy()
+    best = known[np.argsort(-scores[known])][:7]
+    assert found.filter(pl.col("request") == 1)["item"].to_list() == best.tolist()
+    alone = two_tower.recall(tmp_path, snapshot, requests[1:2], 7)
+    assert alone["item"].to_list() == best.tolist()
+    everything = two_tower.recall(tmp_path, snapshot, requests[:1], len(known) + 50)
+    assert sorted(everything["item"].to_list()) == known.tolist()
+
+
+def test_a_task_without_a_positive_is_named(features: Path, tmp_path: Path) -> None:
+    for file in features.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    log = pl.read_parquet(features / "log.parquet").with_columns(convert=pl.lit(0, pl.Int8))
+    log.write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(InputError, match="convert = 1"):
+        two_tower.train(tmp_path, tmp_path, settings=SETTINGS, positive="convert", seed=0, log=lambda *_: None)
