@@ -99,11 +99,10 @@ def best(
 
     Ties go to the lower column.
     """
-    order = np.lexsort((column, -value, row))
-    row, column, value = row[order], column[order], value[order]
-    rank = np.arange(len(row)) - np.searchsorted(row, row) + 1
-    kept = rank <= k
-    return row[kept], column[kept], value[kept], rank[kept]
+    entries = pl.DataFrame({"row": row, "column": column, "value": value})
+    entries = entries.sort("row", "value", "column", descending=[False, True, False])
+    entries = entries.with_columns(rank=pl.int_range(1, pl.len() + 1).over("row")).filter(pl.col("rank") <= k)
+    return tuple(entries[name].to_numpy() for name in ("row", "column", "value", "rank"))  # type: ignore[return-value]
 
 
 def _binary(users: np.ndarray, items: np.ndarray, size: int) -> sp.csr_array:

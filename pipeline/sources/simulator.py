@@ -52,8 +52,8 @@ class Market:
     trees that know the domain as a column .74, but fitted for each domain apart .78.
     """
 
-    categories: int = 40
-    segments: int = 12
+    categories: int = 24
+    segments: int = 8
     tags: int = 200
     grid: int = 8
     content: int = 16
@@ -66,9 +66,9 @@ class Market:
     bias: float = 0.45
     appeal: float = 0.3
     eagerness: float = 0.3
-    quality: float = 0.35
+    quality: float = 0.3
     freshness: float = 0.5
-    taste: float = 0.8
+    taste: float = 0.5
     place: float = 0.4
     user_bias: float = 0.05
     position: float = 0.25
@@ -76,7 +76,7 @@ class Market:
 
     past_days: float = 120.0
     history_days: float = 40.0
-    drifting: float = 0.3
+    drifting: float = 0.25
     passing: float = 0.6
     random_sessions: float = 0.03
     policy_interest: float = 0.5
