@@ -1,5 +1,5 @@
 # Needs python3.11, pip and make. Everything is installed into .venv; nothing outside this folder is touched.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/ready
 

@@ -100,3 +100,11 @@ def test_batches_come_shuffled_by_seed_and_epoch_or_in_order(store, rows):
     assert order(0, 1) != order(1, 1)
     assert sorted(row for batch in order(0, 1) for row in batch) == sorted(encoder(many)["fields"].tolist())
     assert [len(batch["domain"]) for batch in in_order(encoder, many, size=25)] == [25, 25, 10]
+
+
+@pytest.mark.parametrize("number", [-1, 2])
+def test_an_unknown_domain_is_named_with_the_fix(store, number):
+    one = np.ones(1, np.int64)
+    rows = store.rows(one, one, one * number, one * MINUTE)
+    with pytest.raises(ValueError, match=f"column domain: {number} is the number of no domain; score rows of home"):
+        Encoder(store)(rows)

@@ -41,19 +41,27 @@ class Encoder:
             self._sequences[sequence.name] = (codes, torch.from_numpy(events["time"]), sequence.gaps)
 
     def __call__(self, rows: Rows, index: Tensor | None = None) -> Batch:
-        """A batch of the rows at `index` (all of them when it is None), with `labels` (B, T) beside the input."""
+        """A batch of the rows at `index` (all of them when it is None), with `labels` (B, T) beside the input.
+
+        Raises ValueError for a row in a domain that the schema does not have.
+        """
 
         def pick(values: np.ndarray) -> Tensor:
             tensor = torch.from_numpy(values)
             return tensor if index is None else tensor[index]
 
-        item = pick(rows.item).long()
+        item, domain = pick(rows.item).long(), pick(rows.domain).long()
+        if len(strange := domain[(domain < 0) | (domain >= len(self.schema.domains))]):
+            raise ValueError(
+                f"column domain: {int(strange[0])} is the number of no domain; score rows of "
+                f"{', '.join(self.schema.domains)}, or train again on a log with events of the new domain"
+            )
         context = pick(rows.context).long() + self._context_offsets
         fields = torch.cat([self._users[pick(rows.user).long()], self._items[item], context], dim=1)
         batch = {
             "fields": fields[:, self._order],
             "numbers": pick(rows.numbers),
-            "domain": pick(rows.domain).long(),
+            "domain": domain,
             "labels": pick(rows.labels),
         }
         if self._content is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import scipy.sparse as sp
+import torch
 
 from pipeline.recall.snapshot import CANDIDATES, Snapshot
 
@@ -26,7 +27,7 @@ def fit(snapshot: Snapshot, folder: Path, *, neighbours: int) -> None:
     available = snapshot.items["item"].to_numpy()
     size = int(max(items.max(initial=0), available.max(initial=0))) + 1
     similar = similarities(users, items, size, available=available, neighbours=neighbours)
-    sp.save_npz(folder / "item_cf.npz", similar)
+    sp.save_npz(folder / "item_cf.npz", similar, compressed=False)
 
 
 def similarities(
@@ -52,7 +53,7 @@ def similarities(
     for first in range(0, size, BLOCK):
         block = (left[first : first + BLOCK] @ right).toarray()
         np.fill_diagonal(block[:, first:], 0.0)
-        bound = np.partition(block, size - kept, axis=1)[:, size - kept, None]
+        bound = torch.from_numpy(block).topk(kept, sorted=False).values.amin(dim=1, keepdim=True).numpy()
         row, column = np.nonzero((block >= bound) & (block > 0))
         row, column, value, _ = best(row, column, block[row, column], neighbours)
         rows.append(row + first)

@@ -66,9 +66,9 @@ class Market:
     bias: float = 0.45
     appeal: float = 0.3
     eagerness: float = 0.3
-    quality: float = 0.3
+    quality: float = 0.25
     freshness: float = 0.5
-    taste: float = 0.5
+    taste: float = 0.4
     place: float = 0.4
     user_bias: float = 0.05
     position: float = 0.25
