@@ -166,7 +166,7 @@ class Fine:
     patience: PositiveInt = 1
     candidates: NonNegativeInt = 60
     candidate_requests: PositiveInt = 6_000
-    trials: PositiveInt = 60
+    trials: PositiveInt = 30
 
     def __post_init__(self) -> None:
         if self.model not in RANKERS:

@@ -38,12 +38,15 @@ def test_consistency_by_hand():
 def test_stored_vectors_give_the_score_of_the_model_itself(folders):
     """Item vectors in half precision, users once a request: the same numbers as row by row, within that precision."""
     store = FeatureStore.open(folders["features"])
-    model, encoder = coarse.load(folders["coarse"]), Encoder(store)
+    ranker, encoder = coarse.load(folders["coarse"]), Encoder(store)
     merged = Merged.open(folders["recall"])
     merged = merged.only(np.arange(len(merged)) < 5)
     with torch.inference_mode():
-        directly = model(encoder(merged.rows(store))).numpy()
-    np.testing.assert_allclose(coarse.score(model, encoder, store, merged), directly, atol=0.05, rtol=0.01)
+        directly = ranker.model(encoder(merged.rows(store))).numpy()
+    learnt = coarse.logits(ranker.model, encoder, store, merged)
+    np.testing.assert_allclose(learnt, directly, atol=0.05, rtol=0.01)
+    expected = learnt - ranker.prior * np.log(merged.position)
+    np.testing.assert_allclose(ranker.score(encoder, store, merged), expected, atol=1e-6)
 
 
 def test_the_batches_hold_the_chosen_requests(folders):

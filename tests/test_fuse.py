@@ -1,13 +1,18 @@
 import numpy as np
 import pytest
 
-from pipeline.ranking.fuse import fuse, ndcg, tune
+from pipeline.ranking.fuse import fuse, ndcg, tune, with_recall
 
 
 def test_fusion_is_a_product_of_powers_with_the_weights_of_the_domain():
     scores = np.array([[0.25, 0.5], [0.25, 0.5]])
     weights = np.array([[1.0, 0.0], [0.5, 2.0]])
     assert fuse(scores, np.array([0, 1]), weights) == pytest.approx([0.25, 0.5 * 0.25])
+
+
+def test_the_place_in_the_merge_is_fused_like_a_task():
+    scores = with_recall(np.array([[0.5], [0.5]]), np.array([1, 4]))
+    assert fuse(scores, np.array([0, 0]), np.array([[1.0, 0.5]])) == pytest.approx([0.5, 0.25])
 
 
 def test_ndcg_by_hand():

@@ -34,10 +34,10 @@ def rank(
     merged = Merged.open(recall)
     ranker = fine.load(fine_folder)
 
-    coarse_scores = coarse.score(coarse.load(coarse_folder), encoder, store, merged)
+    coarse_scores = coarse.load(coarse_folder).score(encoder, store, merged)
     coarse_rank = rank_within(coarse_scores, merged.request)
     scores = fine.score_candidates(ranker.model, encoder, store, merged)
-    fused = ranker.fuse(scores, merged.domain[merged.request])
+    fused = ranker.fuse(scores, merged)
     kept = coarse_rank <= keep
     place = np.zeros(len(kept), np.int32)
     place[kept] = rank_within(fused[kept], merged.request[kept])

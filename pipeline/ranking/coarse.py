@@ -2,7 +2,8 @@
 
 The teacher scores all merged candidates of the `distil` requests, shown or not; the student learns the teacher's
 probability (soft targets) and its order within a request (list-wise). Item vectors are computed once per moment and
-kept in half precision, so that scoring thousands of candidates is one matrix product.
+kept in half precision, so that scoring thousands of candidates is one matrix product. As in the fine ranker's fusion,
+recall has a say: the score is logit - w · log(place in the merge), with w tuned on the `tune` requests.
 """
 
 from __future__ import annotations
@@ -30,6 +31,19 @@ from pipeline.ranking.merged import Merged
 TEMPERATURE = 0.5
 TOP = 50
 CHUNK = 1_000_000
+PRIORS = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.5, 4.0, 8.0)
+
+
+@dataclass(frozen=True)
+class CoarseRanker:
+    """A trained coarse ranker and the weight of the place in the merge."""
+
+    model: Coarse
+    prior: float
+
+    def score(self, encoder: Encoder, store: FeatureStore, merged: Merged) -> np.ndarray:
+        """Scores (N,) of merged candidates."""
+        return with_recall(logits(self.model, encoder, store, merged), merged, self.prior)
 
 
 @dataclass(frozen=True)
@@ -73,19 +87,22 @@ def train(
 ) -> dict[str, float]:
     """Distil the fine ranker in the folder `teacher` and write the student to `out`.
 
-    Returns C3 on the requests of the fold `tune`: the share of the teacher's top 50, and of what users engaged with
-    among the candidates, that the student's top `keep` holds.
+    Returns C3 on the requests of the fold `tune`: the share of the fine ranker's top 50, and of what users engaged
+    with among the candidates, that the coarse top `keep` holds.
     """
     store = FeatureStore.open(features)
     encoder = Encoder(store)
     ranker = fine.load(teacher)
     merged = Merged.open(recall)
     distil, held_out = merged.only(merged.fold == "distil"), merged.only(merged.fold == "tune")
-    fused = {name: _teach(ranker, encoder, store, part) for name, part in (("distil", distil), ("tune", held_out))}
+    taught = fine.score_candidates(ranker.model, encoder, store, distil)
+    judged = fine.score_candidates(ranker.model, encoder, store, held_out)
+    opinion = ranker.fuse_tasks(judged, held_out)
 
     torch.manual_seed(seed)
     model = Coarse(store.schema, width=settings.width, content=_content_width(store))
-    lists = Distilled(distil, fused["distil"], encoder, _user_rows(store, distil), _item_rows(store, distil.time[0]))
+    targets = np.log(ranker.fuse_tasks(taught, distil)).astype(np.float32)
+    lists = Distilled(distil, targets, encoder, _user_rows(store, distil), _item_rows(store, distil.time[0]))
     per_batch = max(1, settings.batch_size * len(distil) // max(1, len(distil.item)))
 
     def batches(epoch: int) -> Iterator[Lists]:
@@ -94,8 +111,7 @@ def train(
 
     def validate(model: nn.Module) -> dict[str, float]:
         assert isinstance(model, Coarse)
-        scores = score(model, encoder, store, held_out)
-        return consistency(scores, fused["tune"], held_out, settings.keep)
+        return consistency(logits(model, encoder, store, held_out), opinion, held_out, settings.keep)
 
     fitted = fit(
         model,
@@ -109,16 +125,26 @@ def train(
         patience=settings.epochs,
         log=log,
     )
-    save(model, store.schema, out, settings)
-    return {**fitted.metrics, "best_epoch": fitted.epoch, "distilled_candidates": len(distil.item)}
+    learnt, order = logits(model, encoder, store, held_out), ranker.fuse(judged, held_out)
+    measured = {
+        prior: consistency(with_recall(learnt, held_out, prior), order, held_out, settings.keep) for prior in PRIORS
+    }
+    prior = max(PRIORS, key=lambda one: measured[one]["positives_kept"])
+    save(CoarseRanker(model, prior), store.schema, out, settings)
+    return {
+        **measured[prior],
+        "best_epoch": fitted.epoch,
+        "recall_prior": prior,
+        "distilled_candidates": len(distil.item),
+    }
 
 
 def distillation(model: nn.Module, lists: Lists) -> Tensor:
     """Soft targets plus the list-wise loss."""
     assert isinstance(model, Coarse)
-    logits = (model.user(lists.users)[lists.request] * model.item(lists.items)[lists.item]).sum(-1).float()
-    soft = F.binary_cross_entropy_with_logits(logits, lists.teacher.exp())
-    return soft + listwise_distillation(logits, lists.teacher, lists.request, temperature=TEMPERATURE)
+    student = (model.user(lists.users)[lists.request] * model.item(lists.items)[lists.item]).sum(-1).float()
+    soft = F.binary_cross_entropy_with_logits(student, lists.teacher.exp())
+    return soft + listwise_distillation(student, lists.teacher, lists.request, temperature=TEMPERATURE)
 
 
 @torch.inference_mode()
@@ -128,8 +154,8 @@ def item_vectors(model: Coarse, encoder: Encoder, store: FeatureStore, time: int
 
 
 @torch.inference_mode()
-def score(model: Coarse, encoder: Encoder, store: FeatureStore, merged: Merged) -> np.ndarray:
-    """Coarse logits (N,) of merged candidates; the requests of one time share the item vectors."""
+def logits(model: Coarse, encoder: Encoder, store: FeatureStore, merged: Merged) -> np.ndarray:
+    """The towers' products (N,) for merged candidates; the requests of one time share the item vectors."""
     users = model.user(encoder(_user_rows(store, merged)))
     result = np.zeros(len(merged.item), np.float32)
     for time in np.unique(merged.time):
@@ -163,31 +189,29 @@ def consistency(scores: np.ndarray, teacher: np.ndarray, merged: Merged, keep: i
     }
 
 
-def save(model: Coarse, schema: Schema, out: Path, settings: Settings) -> None:
+def with_recall(logits: np.ndarray, merged: Merged, prior: float) -> np.ndarray:
+    """Coarse scores (N,): the less an item's place in the merge counts, the smaller `prior`."""
+    return np.asarray(logits - prior * np.log(merged.position))
+
+
+def save(ranker: CoarseRanker, schema: Schema, out: Path, settings: Settings) -> None:
     from safetensors.torch import save_file
 
-    save_file(model.state_dict(), out / "model.safetensors")
+    save_file(ranker.model.state_dict(), out / "model.safetensors")
     (out / "schema.json").write_text(schema.to_json())
-    (out / "settings.json").write_text(
-        json.dumps({**asdict(settings), "content": model.item_tower.content}, indent=1) + "\n"
-    )
+    told = {**asdict(settings), "content": ranker.model.item_tower.content, "prior": ranker.prior}
+    (out / "settings.json").write_text(json.dumps(told, indent=1) + "\n")
 
 
-def load(folder: Path) -> Coarse:
+def load(folder: Path) -> CoarseRanker:
+    """The ranker a folder holds, in evaluation mode."""
     from safetensors.torch import load_file
 
     settings = json.loads((folder / "settings.json").read_text())
     schema = Schema.from_json((folder / "schema.json").read_text())
     model = Coarse(schema, width=settings["width"], content=settings["content"])
     model.load_state_dict(load_file(folder / "model.safetensors"))
-    return model.eval()
-
-
-def _teach(ranker: fine.Ranker, encoder: Encoder, store: FeatureStore, merged: Merged) -> np.ndarray:
-    """The teacher's log fused score (N,) of every candidate."""
-    scores = fine.score_candidates(ranker.model, encoder, store, merged)
-    teacher: np.ndarray = np.log(ranker.fuse(scores, merged.domain[merged.request])).astype(np.float32)
-    return teacher
+    return CoarseRanker(model.eval(), settings["prior"])
 
 
 def rank_within(scores: np.ndarray, request: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ from pipeline.evaluation.metrics import auc
 from pipeline.features.store import FeatureStore, Rows
 from pipeline.ranking.batches import Batch, Encoder, in_order, shuffled
 from pipeline.ranking.fit import Log, fit
-from pipeline.ranking.fuse import fuse, ndcg, tune
+from pipeline.ranking.fuse import fuse, ndcg, tune, with_recall
 from pipeline.ranking.losses import masked_bce
 from pipeline.ranking.merged import Merged
 
@@ -37,7 +37,8 @@ CHUNK = 400_000
 
 @dataclass(frozen=True)
 class Ranker:
-    """A trained fine ranker and how its tasks are fused: `weights` (P, T) over `schema.domains` and `schema.labels`."""
+    """A trained fine ranker and how its scores are fused: `weights` (P, T + 1) over `schema.domains`, and over
+    `schema.labels` and the place in the merge."""
 
     model: nn.Module
     schema: Schema
@@ -47,9 +48,13 @@ class Ranker:
         """Probabilities (N, T) of every task."""
         return probabilities(self.model, encoder, rows)
 
-    def fuse(self, scores: np.ndarray, domain: np.ndarray) -> np.ndarray:
-        """The ranking score (N,) of rows with (N, T) probabilities in the given domains."""
-        return fuse(scores, domain, self.weights)
+    def fuse(self, scores: np.ndarray, merged: Merged) -> np.ndarray:
+        """The ranking score (N,) of merged candidates with (N, T) probabilities."""
+        return fuse(with_recall(scores, merged.position), merged.domain[merged.request], self.weights)
+
+    def fuse_tasks(self, scores: np.ndarray, merged: Merged) -> np.ndarray:
+        """The same without the place in the merge: what the ranker itself thinks."""
+        return fuse(scores, merged.domain[merged.request], self.weights[:, :-1])
 
 
 @torch.inference_mode()
@@ -106,7 +111,7 @@ def train(features: Path, recall: Path, out: Path, *, settings: Fine, seed: int,
     )
     scores = score_candidates(model, encoder, store, held_out)
     weights = tune(
-        scores,
+        with_recall(scores, held_out.position),
         held_out.domain,
         held_out.request,
         held_out.positive,
@@ -118,7 +123,7 @@ def train(features: Path, recall: Path, out: Path, *, settings: Fine, seed: int,
     )
     ranker = Ranker(model, schema, weights)
     save(ranker, out, settings)
-    fused = ranker.fuse(scores, held_out.domain[held_out.request])
+    fused = ranker.fuse(scores, held_out)
     order = ndcg(fused, held_out.request, held_out.positive, held_out.positives, length=settings.keep)
     merge = ndcg(-held_out.position, held_out.request, held_out.positive, held_out.positives, length=settings.keep)
     return {

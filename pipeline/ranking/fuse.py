@@ -1,8 +1,9 @@
 """T8: one number from several task scores, a product of powers, Π_t p_t^w_t, with weights per domain.
 
-The weights are tuned for a stated objective: NDCG at the length of the final list, over requests of the validation
-slice none of which the ranker was trained on. A domain leaves the weights of all domains for its own only where its
-own are better by more than the noise.
+Recall has a say: 1 / the candidate's place in the merge is fused like one more task, so that what the routes know and
+the ranker's features do not is not thrown away. The weights are tuned for a stated objective: NDCG at the length of
+the final list, over requests of the validation slice none of which the ranker was trained on. A domain leaves the
+weights of all domains for its own only where its own are better by more than the noise.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ def fuse(probabilities: np.ndarray, domain: np.ndarray, weights: np.ndarray) -> 
     logs = np.log(np.clip(probabilities, SMALLEST, 1.0))
     fused: np.ndarray = np.exp((logs * weights[domain]).sum(axis=1))
     return fused
+
+
+def with_recall(probabilities: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """The task scores (N, T) and, as the last column, 1 / place in the merge: (N, T + 1)."""
+    return np.concatenate([probabilities, 1 / position[:, None]], axis=1)
 
 
 def ndcg(
