@@ -28,9 +28,9 @@ bench: $(READY)
 	$(BIN)/recfunnel bench all --small
 
 $(READY): requirements.lock pyproject.toml
-	@echo "installing the packages of requirements.lock into .venv: two minutes or so"
+	@echo "installing the packages of requirements.lock into .venv: a minute or two"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
