@@ -88,7 +88,7 @@ TOMORROW = int((datetime.now(UTC) + timedelta(days=1)).timestamp())
         ("item", None, "null", "item_id"),
         ("tab", None, "null", "domain"),
         ("at", None, "null", "time"),
-        ("at", TOMORROW, "in the future", "time"),
+        pytest.param("at", TOMORROW, "in the future", "time", id="tomorrow"),
         ("at", 100, "before 1990", "time"),
         ("click", 2, "label not 0 or 1", "click"),
         ("click", None, "label not 0 or 1", "click"),
