@@ -48,8 +48,7 @@ class Market:
     """The constants of the market: sizes, weights of the click logit, and the old policy.
 
     They are set so that models of different worth differ. At a million impressions of 100 000 users and 20 000 items
-    the oracle's click AUC is .795, an item's click rate so far reaches .60, a logistic regression .70, and boosted
-    trees that know the domain as a column .74, but fitted for each domain apart .78.
+    the oracle's click AUC is .808 and an item's click rate so far reaches .56; the zoo tells what rankers reach.
     """
 
     categories: int = 24
