@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from models.schema import Schema
+from models.schema import Role, Schema
 from models.sequences import MeanPooling, segment_sum
 
 CLIP = 5.0
@@ -145,6 +145,33 @@ class Inputs(nn.Module):
         histories = self.histories(batch, queries, events)
         x = torch.cat([fields.flatten(1), histories, self.numbers(batch["numbers"])], dim=1)
         return self.dropout(self.standardise(x, torch.zeros_like(batch["domain"])))  # type: ignore[no-any-return]
+
+
+class FieldVectors(nn.Module):
+    """What interactions pair: N vectors of D numbers a row, read off the vector that `Inputs` of the same width gives.
+
+    One for each field, one for each field of each history, and one for each role that has numbers: a linear map of
+    these. `roles` says whose each is; a history is its user's.
+    """
+
+    def __init__(self, schema: Schema, width: int) -> None:
+        super().__init__()
+        histories = sum(len(sequence.fields) for sequence in schema.sequences)
+        with_numbers: list[Role] = list(dict.fromkeys(number.role for number in schema.numbers))
+        self.width = width
+        self.embedded = width * (len(schema.fields) + histories)
+        self.columns = [schema.number_positions(role) for role in with_numbers]
+        self.maps = nn.ModuleList(nn.Linear(len(columns), width, bias=False) for columns in self.columns)
+        of_histories: list[Role] = ["user"] * histories
+        self.roles = (*(field.role for field in schema.fields), *of_histories, *with_numbers)
+
+    def __len__(self) -> int:
+        return len(self.roles)
+
+    def forward(self, x: Float[Tensor, "B inputs"]) -> Float[Tensor, "B N D"]:
+        numbers = x[:, self.embedded :]
+        mapped = [layer(numbers[:, columns]) for layer, columns in zip(self.maps, self.columns, strict=True)]
+        return torch.cat([x[:, : self.embedded], *mapped], dim=1).view(len(x), len(self), self.width)
 
 
 def mlp(*sizes: int) -> nn.Sequential:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from models.gates import GateNU, SoftmaxGate
-from models.layers import Bank, FieldEmbedding, Inputs, Numbers, mix, mlp, pick
+from models.layers import Bank, FieldEmbedding, FieldVectors, Inputs, Numbers, mix, mlp, pick
 from models.schema import Field, Number, Schema, Sequence
 from models.sequences import ActivationUnit, MeanPooling, segment_sum
 
@@ -54,6 +54,15 @@ def test_inputs_put_fields_histories_and_numbers_side_by_side() -> None:
     assert inputs.width == 5
     in_training = inputs.train()(batch)
     torch.testing.assert_close(in_training[:, 0], torch.tensor([-1.0, 1.0]), atol=1e-4, rtol=1e-4)
+
+
+def test_field_vectors_are_the_embedded_part_of_the_input_and_a_map_of_the_numbers_of_each_role() -> None:
+    vectors = FieldVectors(SCHEMA, 2)
+    vectors.maps[0].weight.data, vectors.maps[1].weight.data = torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [0]])
+    x = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 10.0, 100.0]])
+    expected = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [10.0, 20.0], [300.0, 0.0]]])
+    assert torch.equal(vectors(x), expected)
+    assert (len(vectors), vectors.roles) == (5, ("user", "item", "user", "user", "item"))
 
 
 def test_mlp_has_relu_between_its_layers_only() -> None:

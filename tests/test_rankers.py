@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from inspect import signature
 
 import jaxtyping
 import numpy as np
@@ -14,8 +15,10 @@ from torch.nn import functional
 
 from models import RANKERS, Schema
 from models.layers import mlp
+from models.objective import objective
 from models.rankers.star import BLOCK, PartitionedNorm, blocks
 from models.schema import Field, Number, Sequence
+from pipeline.ranking.losses import masked_bce
 
 SCHEMA = Schema(
     fields=(
@@ -215,12 +218,24 @@ def test_bfloat16_autocast_is_close(name: str) -> None:
     torch.testing.assert_close(rough.float(), exact, atol=0.1, rtol=0.05)
 
 
-@pytest.mark.parametrize("name", [name for name in RANKERS if name != "lr"])
+@pytest.mark.parametrize("name", [name for name in RANKERS if "dropout" in signature(RANKERS[name]).parameters])
 def test_dropout_disturbs_training_alone(name: str) -> None:
     model, batch = build(name, dropout=0.5), pack(examples(20))
     assert not torch.equal(model(batch), model(batch))
     model.eval()
     assert torch.equal(model(batch), model(batch))
+
+
+@every_ranker
+def test_its_loss_and_gradients_are_finite_where_labels_are_unknown(name: str) -> None:
+    model, batch = lively(build(name)), pack(examples(40))
+    labels = torch.randint(2, (40, 2), generator=torch.Generator().manual_seed(0)).float()
+    labels[::3, 1] = torch.nan
+    loss = objective(model.train(), {**batch, "labels": labels}, masked_bce)
+    loss.backward()
+    assert loss.shape == ()
+    assert loss.isfinite()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 def test_lr_on_paper() -> None:

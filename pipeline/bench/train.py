@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from models import RANKERS
+from models.objective import objective
 from pipeline.bench.market import features_of
 from pipeline.features.store import FeatureStore
 from pipeline.ranking.batches import Encoder, shuffled
@@ -29,7 +30,7 @@ def bench(rows: int = 300_000, batch_size: int = 4_096, seed: int = 0) -> dict[s
             fit(
                 ranker(store.schema),
                 shuffled(encoder, log, size=batch_size, seed=seed),
-                lambda model, batch: masked_bce(model(batch), batch["labels"]),
+                lambda model, batch: objective(model, batch, masked_bce),
                 lambda model: {"none": 0.0},
                 steps=-(-len(log) // batch_size),
                 epochs=1,

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from models import RANKERS
+from models.objective import objective
 from models.schema import Schema
 from pipeline.config import Fine
 from pipeline.evaluation.metrics import auc
@@ -86,7 +87,7 @@ def train(features: Path, recall: Path, out: Path, *, settings: Fine, seed: int,
     model = RANKERS[settings.model](schema, **settings.options)
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        return masked_bce(model(batch), batch["labels"])
+        return objective(model, batch, masked_bce)
 
     def validate(model: nn.Module) -> dict[str, float]:
         scores = probabilities(model, encoder, impressions)

@@ -7,14 +7,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def masked_bce(logits: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy of (B, T) logits, averaged per task over the rows whose label is known, summed over tasks.
+def masked_bce(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Binary cross-entropy of (B, T) logits, averaged per task over the rows whose label is known: (T,).
 
-    A NaN label means that the task was not observed on that row: no loss, no gradient.
+    A NaN in `batch["labels"]` means that the task was not observed on that row: no loss, no gradient.
     """
+    labels = batch["labels"]
     known = ~labels.isnan()
     loss = F.binary_cross_entropy_with_logits(logits, labels.nan_to_num(0.0), reduction="none")
-    return ((loss * known).sum(0) / known.sum(0).clamp(min=1)).sum()
+    return (loss * known).sum(0) / known.sum(0).clamp(min=1)
 
 
 def listwise_distillation(student: Tensor, teacher: Tensor, request: Tensor, *, temperature: float) -> Tensor:
