@@ -152,9 +152,8 @@ def zoo(
     config: ConfigFile,
     overrides: Overrides = None,
     models: Annotated[str, typer.Option(help="Rankers, separated by commas; all by default.")] = "",
-    seeds: Annotated[int, typer.Option(help="How many seeds each.")] = 3,
 ) -> None:
-    """Train the rankers side by side, with equal seeds, and print their leaderboard."""
+    """Tune and train the rankers side by side, with equal budgets and seeds, and print their leaderboard."""
     from models import RANKERS
     from pipeline.config import load
 
@@ -167,7 +166,7 @@ def zoo(
     prefect_home(Path(settings.folder))
     from flows.zoo import zoo as compete
 
-    compete(str(config), overrides or [], chosen, seeds)
+    compete(str(config), overrides or [], chosen)
 
 
 def _until_interrupted() -> None:

@@ -10,7 +10,7 @@ import inspect
 import json
 import tomllib
 from collections.abc import Sequence
-from dataclasses import asdict, field
+from dataclasses import asdict, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -178,6 +178,37 @@ class Fine:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Space:
+    """A range to search, evenly or by the logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclass(frozen=True, config=STRICT)
+class Zoo:
+    """The rankers' contest: for each, so many trials over `search`, whose keys are numbers of `[fine]` or, as
+    "options.…", of the rankers that have them; then so many seeds."""
+
+    trials: NonNegativeInt = 4
+    seeds: PositiveInt = 3
+    search: dict[str, Space] = field(
+        default_factory=lambda: {
+            "learning_rate": Space(0.001, 0.01, log=True),
+            "embedding_decay": Space(0.001, 1.0, log=True),
+            "options.dropout": Space(0.0, 0.3),
+        }
+    )
+
+    def __post_init__(self) -> None:
+        numbers = [one.name for one in fields(Fine) if one.type == "float" or one.type == "PositiveFloat"]
+        for name in self.search:
+            if name not in numbers and not name.startswith("options."):
+                raise ValueError(f"{name!r} cannot be searched; there are {', '.join(numbers)} and options.…")
+
+
+@dataclass(frozen=True, config=STRICT)
 class Evaluation:
     """How many requests of the test slice are replayed, the cut-offs, and the bootstrap."""
 
@@ -200,6 +231,7 @@ class Config:
     recall: Recall = Recall()
     coarse: Coarse = Coarse()
     fine: Fine = Fine()
+    zoo: Zoo = Zoo()
     evaluation: Evaluation = Evaluation()
 
     @property

@@ -2,8 +2,6 @@ import polars as pl
 import pytest
 from conftest import latest
 
-from pipeline.evaluation import leaderboard
-
 
 @pytest.fixture(scope="module")
 def folders(small_run):
@@ -36,23 +34,3 @@ def test_predictions_are_the_test_impressions_in_order(folders):
     shared = ["user", "item", "domain", "time", "click", "like"]
     assert predictions.select(shared).equals(log.select(shared))
     assert predictions["score_click"].is_between(0, 1).all()
-
-
-def test_the_leaderboard_compares_equal_seeds():
-    results = pl.DataFrame(
-        {
-            "model": ["flat_dnn", "star", "flat_dnn", "star"],
-            "seed": [0, 0, 1, 1],
-            "auc_click": [0.70, 0.72, 0.75, 0.74],
-        }
-    )
-    table = leaderboard.table(results, "auc_click").to_dicts()
-    assert [row["model"] for row in table] == ["star", "flat_dnn"]
-    assert table[0]["ahead"] == pytest.approx(0.005)
-    assert (table[0]["wins"], table[0]["seeds"]) == (1, 2)
-    assert table[1]["ahead"] == 0.0
-
-
-def test_a_leaderboard_without_the_baseline_has_no_differences():
-    results = pl.DataFrame({"model": ["star"], "seed": [0], "auc_click": [0.7]})
-    assert leaderboard.table(results, "auc_click")["ahead"].to_list() == [None]

@@ -40,7 +40,7 @@ def test_the_trained_ranker_is_loaded_as_it_was_and_scores_what_it_says(folders,
     assert ranker.weights.shape == (len(store.schema.domains), len(ranker.schema.labels) + 1)
     held_out = Merged.open(folders["recall_validation"])
     held_out = held_out.only(held_out.fold == "tune")
-    scores = ranker.score(encoder, held_out.rows(store))
+    scores = fine.probabilities(ranker.model, encoder, held_out.rows(store))
     assert ((scores > 0) & (scores < 1)).all()
     fused = ranker.fuse(scores, held_out)
     value = ndcg(fused, held_out.request, held_out.positive, held_out.positives, length=QUICK.keep).mean()
@@ -84,13 +84,15 @@ def test_a_folder_holds_no_pickle(folders):
 def test_scoring_nothing_gives_nothing(folders, store):
     ranker = fine.load(folders["fine"])
     none = store.log("test").take(slice(0, 0))
-    assert ranker.score(Encoder(store), none).shape == (0, len(ranker.schema.labels))
+    assert fine.probabilities(ranker.model, Encoder(store), none).shape == (0, len(ranker.schema.labels))
 
 
 def test_a_row_scores_alone_as_in_company(folders, store):
     ranker, encoder = fine.load(folders["fine"]), Encoder(store)
     rows = store.log("test").take(slice(0, 40))
-    together = ranker.score(encoder, rows)
-    alone = np.concatenate([ranker.score(encoder, rows.take(slice(one, one + 1))) for one in range(len(rows))])
+    together = fine.probabilities(ranker.model, encoder, rows)
+    alone = np.concatenate(
+        [fine.probabilities(ranker.model, encoder, rows.take(slice(one, one + 1))) for one in range(len(rows))]
+    )
     np.testing.assert_allclose(together, alone, atol=1e-6)
     assert torch.is_inference_mode_enabled() is False

@@ -49,7 +49,8 @@ def test_it_stops_early_and_keeps_the_weights_of_the_best_epoch():
         return {"score": next(scores)}
 
     model, fitted, seen = run(validate, patience=2)
-    assert (fitted.epoch, len(seen)) == (2, 4)
+    assert (fitted.epoch, fitted.epochs, len(seen)) == (2, 4, 4)
+    assert fitted.seconds > 0
     assert torch.equal(model.weight, weights[1])
     assert not model.training
 

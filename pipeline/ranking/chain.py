@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from torch import nn
 
 from pipeline.features.store import SLICES, FeatureStore
 from pipeline.ranking import coarse, fine
@@ -56,14 +57,14 @@ def rank(
     )
     pq.write_table(ranked, out / "ranked.parquet", compression="zstd")
 
-    impressions = predict(store, encoder, ranker)
+    impressions = predict(store, encoder, ranker.model)
     pq.write_table(impressions, out / "predictions.parquet", compression="zstd")
     return {"ranked_candidates": len(merged.item), "ranked_requests": len(merged), "impressions": len(impressions)}
 
 
-def predict(store: FeatureStore, encoder: Encoder, ranker: fine.Ranker) -> pa.Table:
-    """The test slice's impressions with the ranker's probability `score_<task>` of each of the log's tasks."""
-    scores = ranker.score(encoder, store.log("test"))
+def predict(store: FeatureStore, encoder: Encoder, model: nn.Module) -> pa.Table:
+    """The test slice's impressions with the fine ranker's probability `score_<task>` of each of the log's tasks."""
+    scores = fine.probabilities(model, encoder, store.log("test"))
     names = ["user", "item", "domain", "time", "random", *store.schema.labels]
     impressions = pq.read_table(store.folder / "log.parquet", columns=names, filters=[("slice", "=", TEST)])
     for number, task in enumerate(store.schema.labels):

@@ -27,7 +27,7 @@ from pipeline.config import Fine
 from pipeline.evaluation.metrics import auc
 from pipeline.features.store import FeatureStore, Rows
 from pipeline.ranking.batches import Batch, Encoder, in_order, shuffled
-from pipeline.ranking.fit import Log, fit
+from pipeline.ranking.fit import Fitted, Log, fit
 from pipeline.ranking.fuse import fuse, ndcg, tune, with_recall
 from pipeline.ranking.losses import masked_bce
 from pipeline.ranking.merged import Merged
@@ -44,10 +44,6 @@ class Ranker:
     model: nn.Module
     schema: Schema
     weights: np.ndarray
-
-    def score(self, encoder: Encoder, rows: Rows) -> np.ndarray:
-        """Probabilities (N, T) of every task."""
-        return probabilities(self.model, encoder, rows)
 
     def fuse(self, scores: np.ndarray, merged: Merged) -> np.ndarray:
         """The ranking score (N,) of merged candidates with (N, T) probabilities."""
@@ -83,33 +79,7 @@ def train(features: Path, recall: Path, out: Path, *, settings: Fine, seed: int,
     impressions = _impressions(store.log("validation"))
     impressions = impressions.take(np.flatnonzero(~np.isin(impressions.user, distil.user)))
 
-    torch.manual_seed(seed)
-    model = RANKERS[settings.model](schema, **settings.options)
-
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        return objective(model, batch, masked_bce)
-
-    def validate(model: nn.Module) -> dict[str, float]:
-        scores = probabilities(model, encoder, impressions)
-        return {
-            f"auc_{task}": auc(impressions.labels[:, number], scores[:, number])
-            for number, task in enumerate(store.schema.labels)
-        }
-
-    fitted = fit(
-        model,
-        shuffled(encoder, rows, size=settings.batch_size, seed=seed),
-        loss,
-        validate,
-        steps=-(-len(rows) // settings.batch_size),
-        epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        embedding_decay=settings.embedding_decay,
-        monitor=f"auc_{store.schema.labels[0]}",
-        patience=settings.patience,
-        log=log,
-    )
+    model, fitted = learn(encoder, schema, rows, impressions, settings=settings, seed=seed, log=log)
     scores = score_candidates(model, encoder, store, held_out)
     weights = tune(
         with_recall(scores, held_out.position),
@@ -136,6 +106,39 @@ def train(features: Path, recall: Path, out: Path, *, settings: Fine, seed: int,
         "training_impressions": int(rows.labels[:, -1].__ne__(rows.labels[:, -1]).sum()),
         "training_candidates": int((~np.isnan(rows.labels[:, -1])).sum()),
     }
+
+
+def learn(
+    encoder: Encoder, schema: Schema, rows: Rows, held_out: Rows, *, settings: Fine, seed: int, log: Log
+) -> tuple[nn.Module, Fitted]:
+    """A new ranker with the outputs of `schema`, trained on `rows` until the AUC of the first of the log's tasks on the
+    impressions `held_out` no longer rises."""
+    torch.manual_seed(seed)
+    model = RANKERS[settings.model](schema, **settings.options)
+    tasks = encoder.schema.labels
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        return objective(model, batch, masked_bce)
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        scores = probabilities(model, encoder, held_out)
+        return {f"auc_{task}": auc(held_out.labels[:, place], scores[:, place]) for place, task in enumerate(tasks)}
+
+    fitted = fit(
+        model,
+        shuffled(encoder, rows, size=settings.batch_size, seed=seed),
+        loss,
+        validate,
+        steps=-(-len(rows) // settings.batch_size),
+        epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        embedding_decay=settings.embedding_decay,
+        monitor=f"auc_{tasks[0]}",
+        patience=settings.patience,
+        log=log,
+    )
+    return model, fitted
 
 
 def score_candidates(model: nn.Module, encoder: Encoder, store: FeatureStore, merged: Merged) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -22,10 +23,13 @@ Log = Callable[[dict[str, float], int], None]
 
 @dataclass(frozen=True)
 class Fitted:
-    """What training came to: the best epoch (from 1) and its validation metrics."""
+    """What training came to: the best epoch (from 1) and its validation metrics; how many epochs were trained, and the
+    seconds this took, validation aside."""
 
     epoch: int
     metrics: dict[str, float]
+    epochs: int
+    seconds: float
 
 
 def fit(
@@ -57,8 +61,10 @@ def fit(
     total = max(1, steps * epochs)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _schedule(step / total))
     device = next(model.parameters()).device
-    best, best_state = Fitted(0, {monitor: -math.inf}), deepcopy(model.state_dict())
+    best_epoch, best_metrics, best_state = 0, {monitor: -math.inf}, deepcopy(model.state_dict())
+    seconds = 0.0
     for epoch in range(1, epochs + 1):
+        begun = time.perf_counter()
         model.train()
         seen = torch.zeros((), device=device)
         count = 0
@@ -75,16 +81,17 @@ def fit(
         mean = float(seen) / max(count, 1)
         if not math.isfinite(mean):
             raise FloatingPointError(f"the training loss became {mean} in epoch {epoch}; lower the learning rate")
+        seconds += time.perf_counter() - begun
         model.eval()
         metrics = validate(model)
         log({"loss": mean, **metrics}, epoch)
-        if metrics[monitor] > best.metrics[monitor]:
-            best, best_state = Fitted(epoch, metrics), deepcopy(model.state_dict())
-        elif epoch - best.epoch >= patience:
+        if metrics[monitor] > best_metrics[monitor]:
+            best_epoch, best_metrics, best_state = epoch, metrics, deepcopy(model.state_dict())
+        elif epoch - best_epoch >= patience:
             break
     model.load_state_dict(best_state)
     model.eval()
-    return best
+    return Fitted(best_epoch, best_metrics, epoch, seconds)
 
 
 def has_bfloat16(device: torch.device) -> bool:
