@@ -27,6 +27,8 @@ from pipeline.evaluation import impressions, leaderboard, plots, truth
 
 judge_ranker = Task(leaderboard.contest, name="judge ranker")
 
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
 OPTION = "options."
 SHOWN_DOMAINS = 7
 

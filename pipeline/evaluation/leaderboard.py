@@ -14,6 +14,7 @@ from scipy.stats import t as student
 from torch import nn
 
 from pipeline.config import Fine
+from pipeline.diagnostics import collapse
 from pipeline.evaluation.impressions import task_table
 from pipeline.evaluation.plots import DPI, LIGHT, WIDTH
 from pipeline.features.store import FeatureStore, Rows
@@ -31,7 +32,8 @@ def contest(features: Path, out: Path, *, settings: Fine, seed: int, log: Log) -
 
     Returns `auc_<task>`, `gauc_<task>`, `log_loss_<task>` and `ratio_<task>` (calibration) of all impressions and, with
     `_<domain>` behind it, of each domain where they are defined; `validation_auc_<task>`; parameters; training rows a
-    second; and the milliseconds that 300 candidates of one request take, features looked up, on this machine.
+    second; the milliseconds that 300 candidates of one request take, features looked up, on this machine; and the
+    mean information abundance of the ids' and other fields' embeddings.
     """
     store = FeatureStore.open(features)
     encoder = Encoder(store)
@@ -48,6 +50,8 @@ def contest(features: Path, out: Path, *, settings: Fine, seed: int, log: Log) -
         "rows_per_second": fitted.epochs * len(rows) / fitted.seconds,
         "ms_per_300": latency(model, encoder, rows.take(slice(0, CANDIDATES))),
     }
+    if abundance := collapse.by_field(model, store.schema):
+        metrics["information_abundance"] = float(np.nanmean(list(abundance.values())))
     for row in judged.iter_rows(named=True):
         suffix = "" if row["domain"] == "all" else f"_{row['domain']}"
         kinds = ("auc", "gauc", "log_loss", "ratio")
