@@ -37,7 +37,7 @@ class SoftmaxGate(nn.Module):
 
     def forward(self, x: Float[Tensor, "B ..."]) -> Float[Tensor, "B G K"]:
         """From one input for all gates (B, into) or one for each (B, G, into)."""
-        scores = self.score(x)
+        scores: Tensor = self.score(x)
         kept = functional.dropout(torch.ones_like(scores), self.dropout, self.training) > 0
         kept |= ~kept.any(dim=-1, keepdim=True)
         return scores.masked_fill(~kept, -torch.inf).softmax(dim=-1)
