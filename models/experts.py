@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -48,10 +50,8 @@ class Extraction(nn.Module):
         into), to one output for each task and, below the top, for the shared experts."""
         for_expert, for_task, for_shared = (x, x, x) if x.ndim == 2 else (x[:, self.owner], x[:, :-1], x[:, -1])
         experts = self.experts(for_expert)
-        tasks, own = self.groups
-        out = mix_own_and_shared(
-            self.gates(for_task), experts[:, : tasks * own].unflatten(1, self.groups), experts[:, tasks * own :]
-        )
+        own, shared = experts.tensor_split([math.prod(self.groups)], dim=1)
+        out = mix_own_and_shared(self.gates(for_task), own.unflatten(1, self.groups), shared)
         if self.shared_gate is None:
             return out
         return torch.cat([out, mix(self.shared_gate(for_shared), experts)], dim=1)

@@ -406,8 +406,8 @@ def test_labels_that_pull_apart_are_learnt_by_experts_of_their_own() -> None:
 
 
 def test_esmm_knows_rare_conversions_better_than_clicks_times_a_model_of_the_clicked() -> None:
-    """Clicks and conversions follow one taste. A fifth of the rows is clicked; a model of these alone soon knows them by
-    heart, where ESMM's has its embeddings from all rows. (Each stopped at its own best time, the two are level.)
+    """Clicks and conversions follow one taste. A model of the clicked fifth of the rows soon knows them by heart, where
+    ESMM has its embeddings from all rows. (Each network stopped at its own best time, the two would be level.)
 
     All networks are trained alike; the log loss is measured against the true probability.
     """

@@ -2,9 +2,9 @@
 (arXiv:2403.00793), §5.
 
 A few tables of different widths serve any number of labels. Labels are put in buckets by how much data they have, one
-bucket a table; a bucket's gate mixes the tables' experts row by row. Filled in where the paper is silent: buckets have
-equal numbers of labels, and a gate begins with a liking for its own table, which grows or goes with training. Added
-to it: dropout on the gates (`models.gates.SoftmaxGate`) and a standardised input.
+bucket a table; a bucket's gate mixes the tables' experts row by row. This project's choices: buckets have equal numbers
+of labels; a gate begins with a liking for its own table, which training may take away; gradients go wherever the gate
+does; dropout on the gates (`models.gates.SoftmaxGate`) and a standardised input.
 """
 
 from __future__ import annotations

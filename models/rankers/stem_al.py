@@ -1,8 +1,8 @@
 """STEM-AL: Pan et al., Ads Recommendation in a Collapsed and Entangled World, KDD 2024 (arXiv:2403.00793), §5.
 
 STEM with one label that matters. Its tower reads every expert; an auxiliary label's reads its own and the shared
-ones, weighs less in the loss, and is cut off before serving. Gradients go where STEM's go: the main label's does not
-reach the experts and tables of the others. Added to the paper: what is added in `models.rankers.stem`.
+ones, weighs less in the loss, and is cut off before serving. This project's choices: gradients go where STEM's go, so
+that the main label's does not reach the experts and tables of the others; and what is added in `models.rankers.stem`.
 """
 
 from __future__ import annotations
