@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from torch import nn
 
+from models.rankers.ame import AME
+from models.rankers.cgc import CGC
 from models.rankers.din import DIN
+from models.rankers.esmm import ESMM
 from models.rankers.flat_dnn import FlatDNN
 from models.rankers.lr import LR
 from models.rankers.mmoe import MMoE
+from models.rankers.omoe import OMoE
 from models.rankers.pepnet import PEPNet
+from models.rankers.ple import PLE
+from models.rankers.shared_bottom import SharedBottom
 from models.rankers.star import STAR
+from models.rankers.stem import STEM
+from models.rankers.stem_al import STEMAL
 from models.schema import Schema
 
 __all__ = ["RANKERS", "Schema"]
@@ -18,7 +26,15 @@ RANKERS: dict[str, type[nn.Module]] = {
     "lr": LR,
     "flat_dnn": FlatDNN,
     "din": DIN,
+    "shared_bottom": SharedBottom,
+    "esmm": ESMM,
+    "omoe": OMoE,
     "mmoe": MMoE,
+    "cgc": CGC,
+    "ple": PLE,
+    "stem": STEM,
+    "stem_al": STEMAL,
+    "ame": AME,
     "star": STAR,
     "pepnet": PEPNet,
 }

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.layers import mlp
+from models.layers import BankLinear, mlp
 
 
 class GateNU(nn.Module):
@@ -32,12 +32,12 @@ class SoftmaxGate(nn.Module):
 
     def __init__(self, into: int, gates: int, experts: int, dropout: float) -> None:
         super().__init__()
-        self.shape = (gates, experts)
-        self.score = nn.Linear(into, gates * experts)
+        self.score = BankLinear(gates, into, experts)
         self.dropout = dropout
 
-    def forward(self, x: Float[Tensor, "B into"]) -> Float[Tensor, "B G K"]:
-        weights = self.score(x).unflatten(1, self.shape).softmax(dim=-1)
-        kept = functional.dropout(weights, self.dropout, self.training)
-        total = kept.sum(dim=-1, keepdim=True)
-        return torch.where(total > 0, kept / total.where(total > 0, 1), weights)
+    def forward(self, x: Float[Tensor, "B ..."]) -> Float[Tensor, "B G K"]:
+        """From one input for all gates (B, into) or one for each (B, G, into)."""
+        scores: Tensor = self.score(x)
+        kept = functional.dropout(torch.ones_like(scores), self.dropout, self.training) > 0
+        kept |= ~kept.any(dim=-1, keepdim=True)
+        return scores.masked_fill(~kept, -torch.inf).softmax(dim=-1)

@@ -174,6 +174,25 @@ class FieldVectors(nn.Module):
         return torch.cat([x[:, : self.embedded], *mapped], dim=1).view(len(x), len(self), self.width)
 
 
+class Tables(nn.Module):
+    """Several tables of embeddings that lie side by side in one, so that a code is looked up once for all of them.
+
+    Reads the row as each table has it off the vector that `Inputs` of the width Σ `widths` gives: its part of all
+    embeddings, and the numbers. `sizes` says how long these vectors are.
+    """
+
+    def __init__(self, schema: Schema, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.vectors = len(schema.fields) + sum(len(sequence.fields) for sequence in schema.sequences)
+        self.widths = list(widths)
+        self.sizes = [self.vectors * width + len(schema.numbers) for width in widths]
+
+    def forward(self, x: Float[Tensor, "B inputs"]) -> list[Float[Tensor, "B _"]]:
+        embedded = x[:, : self.vectors * sum(self.widths)].unflatten(1, (self.vectors, -1))
+        numbers = x[:, self.vectors * sum(self.widths) :]
+        return [torch.cat([part.flatten(1), numbers], dim=1) for part in embedded.split(self.widths, dim=2)]
+
+
 def mlp(*sizes: int) -> nn.Sequential:
     """Linear layers from `sizes[0]` to `sizes[-1]` with ReLU between them and none after the last."""
     layers: list[nn.Module] = []

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from models.gates import GateNU, SoftmaxGate
-from models.layers import Bank, FieldEmbedding, FieldVectors, Inputs, Numbers, mix, mlp, pick
+from models.layers import Bank, FieldEmbedding, FieldVectors, Inputs, Numbers, Tables, mix, mlp, pick
 from models.schema import Field, Number, Schema, Sequence
 from models.sequences import ActivationUnit, MeanPooling, segment_sum
 
@@ -118,6 +118,35 @@ def test_softmax_gate_sums_to_one_even_if_all_is_dropped(dropout: float) -> None
     torch.testing.assert_close(dropped.sum(dim=-1), torch.ones(200, 2))
     assert bool((dropped == 0).any()) == (dropout == 0.5)
     torch.testing.assert_close(gate.eval()(x), gate.score(x).view(200, 2, 4).softmax(-1))
+
+
+def test_softmax_gate_gives_each_gate_its_own_input() -> None:
+    torch.manual_seed(0)
+    gate, x = SoftmaxGate(3, gates=2, experts=4, dropout=0.0), torch.randn(5, 2, 3)
+    for g in range(2):
+        alone = (x[:, g] @ gate.score.weight[g] + gate.score.bias[g]).softmax(-1)
+        torch.testing.assert_close(gate(x)[:, g], alone)
+
+
+def test_softmax_gate_has_gradients_when_all_but_a_weight_of_zero_is_dropped() -> None:
+    """e^−200 is 0 in float32; where the other expert is dropped, that expert is all there is."""
+    torch.manual_seed(0)
+    gate = SoftmaxGate(1, gates=1, experts=2, dropout=0.5)
+    gate.score.bias.data = torch.tensor([[0.0, -200.0]])
+    weights = gate(torch.zeros(50, 1))
+    assert {tuple(row) for row in weights[:, 0].tolist()} == {(1.0, 0.0), (0.0, 1.0)}
+    weights[:, 0, 1].sum().backward()
+    assert gate.score.bias.grad.isfinite().all()
+
+
+def test_tables_each_have_their_part_of_every_embedding_and_the_numbers() -> None:
+    """Two fields and a history, of which a table of width 1 and one of width 2 have 1 and 2 numbers."""
+    tables = Tables(SCHEMA, (1, 2))
+    x = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 100.0]])
+    narrow, wide = tables(x)
+    assert torch.equal(narrow, torch.tensor([[1.0, 4.0, 7.0, 10.0, 100.0]]))
+    assert torch.equal(wide, torch.tensor([[2.0, 3.0, 5.0, 6.0, 8.0, 9.0, 10.0, 100.0]]))
+    assert tables.sizes == [5, 8]
 
 
 def test_segment_sum_gives_zeros_to_a_row_without_events() -> None:

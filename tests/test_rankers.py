@@ -171,9 +171,10 @@ def test_a_reloaded_twin_scores_identically(name: str) -> None:
 
 @every_ranker
 def test_memorises_64_rows(name: str) -> None:
-    """Random labels; the log loss counts as it would be scored, after 100 steps of AdamW."""
+    """Random clicks, and random likes of what was clicked; the log loss counts as it would be scored, after 100 steps
+    of AdamW."""
     model, batch = build(name), pack(examples(64))
-    labels = torch.randint(2, (64, 2), generator=torch.Generator().manual_seed(0)).float()
+    labels = torch.randint(2, (64, 2), generator=torch.Generator().manual_seed(0)).float().cumprod(dim=1)
     optimiser = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0)
     for _ in range(100):
         optimiser.zero_grad()
