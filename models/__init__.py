@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from torch import nn
 
+from models.rankers.all_interaction import AllInteraction
 from models.rankers.ame import AME
 from models.rankers.cgc import CGC
+from models.rankers.deepfm import DeepFM
 from models.rankers.din import DIN
 from models.rankers.esmm import ESMM
+from models.rankers.ffm import FFM
+from models.rankers.field_projected import FieldProjected
 from models.rankers.flat_dnn import FlatDNN
+from models.rankers.fm import FM
+from models.rankers.gwpfm import GwPFM
+from models.rankers.ipnn import IPNN
 from models.rankers.lr import LR
 from models.rankers.mmoe import MMoE
+from models.rankers.neural_interaction import NeuralInteraction
 from models.rankers.omoe import OMoE
 from models.rankers.pepnet import PEPNet
 from models.rankers.ple import PLE
@@ -18,6 +26,7 @@ from models.rankers.shared_bottom import SharedBottom
 from models.rankers.star import STAR
 from models.rankers.stem import STEM
 from models.rankers.stem_al import STEMAL
+from models.rankers.xdeepfm import XDeepFM
 from models.schema import Schema
 
 __all__ = ["RANKERS", "Schema"]
@@ -37,4 +46,13 @@ RANKERS: dict[str, type[nn.Module]] = {
     "ame": AME,
     "star": STAR,
     "pepnet": PEPNet,
+    "fm": FM,
+    "ffm": FFM,
+    "gwpfm": GwPFM,
+    "field_projected": FieldProjected,
+    "ipnn": IPNN,
+    "deepfm": DeepFM,
+    "xdeepfm": XDeepFM,
+    "all_interaction": AllInteraction,
+    "neural_interaction": NeuralInteraction,
 }

@@ -147,23 +147,28 @@ class Inputs(nn.Module):
         return self.dropout(self.standardise(x, torch.zeros_like(batch["domain"])))  # type: ignore[no-any-return]
 
 
+def vector_roles(schema: Schema) -> tuple[Role, ...]:
+    """Whose each of the `FieldVectors` is: a field's, a history's, which is its user's, or a role's numbers'."""
+    of_histories: list[Role] = ["user" for sequence in schema.sequences for _ in sequence.fields]
+    with_numbers = dict.fromkeys(number.role for number in schema.numbers)
+    return (*(field.role for field in schema.fields), *of_histories, *with_numbers)
+
+
 class FieldVectors(nn.Module):
     """What interactions pair: N vectors of D numbers a row, read off the vector that `Inputs` of the same width gives.
 
     One for each field, one for each field of each history, and one for each role that has numbers: a linear map of
-    these. `roles` says whose each is; a history is its user's.
+    these. `roles` says whose each is.
     """
 
     def __init__(self, schema: Schema, width: int) -> None:
         super().__init__()
-        histories = sum(len(sequence.fields) for sequence in schema.sequences)
-        with_numbers: list[Role] = list(dict.fromkeys(number.role for number in schema.numbers))
+        with_numbers = dict.fromkeys(number.role for number in schema.numbers)
+        self.roles = vector_roles(schema)
         self.width = width
-        self.embedded = width * (len(schema.fields) + histories)
+        self.embedded = width * (len(self.roles) - len(with_numbers))
         self.columns = [schema.number_positions(role) for role in with_numbers]
         self.maps = nn.ModuleList(nn.Linear(len(columns), width, bias=False) for columns in self.columns)
-        of_histories: list[Role] = ["user"] * histories
-        self.roles = (*(field.role for field in schema.fields), *of_histories, *with_numbers)
 
     def __len__(self) -> int:
         return len(self.roles)
