@@ -17,6 +17,7 @@ from models.rankers.pepnet import PEPNet
 from models.rankers.recyclenet import RecycleNet
 from models.rankers.senet import SENet
 from models.rankers.star import STAR
+from models.rankers.wide_deep import WideDeep
 from models.schema import Schema
 
 __all__ = ["RANKERS", "Schema"]
@@ -24,6 +25,7 @@ __all__ = ["RANKERS", "Schema"]
 RANKERS: dict[str, type[nn.Module]] = {
     "lr": LR,
     "flat_dnn": FlatDNN,
+    "wide_deep": WideDeep,
     "dcn": DCN,
     "dcnv2": DCNv2,
     "gated_dcn": GatedDCN,

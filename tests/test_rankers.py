@@ -171,8 +171,8 @@ def test_a_reloaded_twin_scores_identically(name: str) -> None:
 
 @every_ranker
 def test_memorises_64_rows(name: str) -> None:
-    """Random labels; the log loss counts as it would be scored, after 150 steps of AdamW: few and large ones, but not so
-    large that a cross network, which is a polynomial of its input, runs away."""
+    """Random labels; the log loss counts as it would be scored, after 150 steps of AdamW: large ones, but not so large
+    that a cross network, which is a polynomial of its input, runs away."""
     model, batch = build(name), pack(examples(64))
     labels = torch.randint(2, (64, 2), generator=torch.Generator().manual_seed(0)).float()
     optimiser = torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0)
