@@ -9,6 +9,7 @@ from models.rankers.dcnv2 import DCNv2
 from models.rankers.din import DIN
 from models.rankers.flat_dnn import FlatDNN
 from models.rankers.gated_dcn import GatedDCN
+from models.rankers.gbdt_lr import GBDTLR
 from models.rankers.lhuc import LHUC
 from models.rankers.lr import LR
 from models.rankers.mmcn import MMCN
@@ -24,6 +25,7 @@ __all__ = ["RANKERS", "Schema"]
 
 RANKERS: dict[str, type[nn.Module]] = {
     "lr": LR,
+    "gbdt_lr": GBDTLR,
     "flat_dnn": FlatDNN,
     "wide_deep": WideDeep,
     "dcn": DCN,
