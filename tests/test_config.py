@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from models import RANKERS
 from pipeline.config import Config, KuaiRand, Simulator, load
 from pipeline.lake import InputError
 
@@ -44,7 +45,7 @@ def test_to_dict_is_plain_json() -> None:
     ("override", "told"),
     [
         ("fine.modle=star", "fine.modle"),
-        ("fine.model=starr", "'starr' is unknown; it is one of din"),
+        ("fine.model=starr", f"'starr' is unknown; it is one of {min(RANKERS)}, "),
         ("fine.options.widht=8", "pepnet has no option 'widht'"),
         ("fine.options.schema=8", "pepnet has no option 'schema'"),
         ("coarse.keep=many", "coarse.keep"),
