@@ -7,6 +7,8 @@ from torch import nn
 from models.rankers.all_interaction import AllInteraction
 from models.rankers.ame import AME
 from models.rankers.cgc import CGC
+from models.rankers.dcn import DCN
+from models.rankers.dcnv2 import DCNv2
 from models.rankers.deepfm import DeepFM
 from models.rankers.din import DIN
 from models.rankers.esmm import ESMM
@@ -14,18 +16,25 @@ from models.rankers.ffm import FFM
 from models.rankers.field_projected import FieldProjected
 from models.rankers.flat_dnn import FlatDNN
 from models.rankers.fm import FM
+from models.rankers.gated_dcn import GatedDCN
+from models.rankers.gbdt_lr import GBDTLR
 from models.rankers.gwpfm import GwPFM
 from models.rankers.ipnn import IPNN
+from models.rankers.lhuc import LHUC
 from models.rankers.lr import LR
+from models.rankers.mmcn import MMCN
 from models.rankers.mmoe import MMoE
 from models.rankers.neural_interaction import NeuralInteraction
 from models.rankers.omoe import OMoE
 from models.rankers.pepnet import PEPNet
 from models.rankers.ple import PLE
+from models.rankers.recyclenet import RecycleNet
+from models.rankers.senet import SENet
 from models.rankers.shared_bottom import SharedBottom
 from models.rankers.star import STAR
 from models.rankers.stem import STEM
 from models.rankers.stem_al import STEMAL
+from models.rankers.wide_deep import WideDeep
 from models.rankers.xdeepfm import XDeepFM
 from models.schema import Schema
 
@@ -33,7 +42,16 @@ __all__ = ["RANKERS", "Schema"]
 
 RANKERS: dict[str, type[nn.Module]] = {
     "lr": LR,
+    "gbdt_lr": GBDTLR,
     "flat_dnn": FlatDNN,
+    "wide_deep": WideDeep,
+    "dcn": DCN,
+    "dcnv2": DCNv2,
+    "gated_dcn": GatedDCN,
+    "mmcn": MMCN,
+    "lhuc": LHUC,
+    "recyclenet": RecycleNet,
+    "senet": SENet,
     "din": DIN,
     "shared_bottom": SharedBottom,
     "esmm": ESMM,

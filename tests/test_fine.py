@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from pipeline.ranking import fine
 from pipeline.ranking.batches import Encoder
 from pipeline.ranking.fuse import ndcg
 from pipeline.ranking.merged import Merged
+from pipeline.ranking.trees import grow
 
 QUICK = Fine(model="mmoe", epochs=1, keep=20, candidates=10, trials=3, batch_size=512, patience=1)
 
@@ -62,6 +64,23 @@ def test_equal_seeds_train_equal_weights(folders, tmp_path):
         )
     first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
     assert first == second
+
+
+def test_boosted_trees_are_grown_before_training_and_kept(folders, store, tmp_path):
+    fine.train(
+        folders["features"],
+        folders["recall_validation"],
+        tmp_path,
+        settings=replace(QUICK, model="gbdt_lr", options={"trees": 5}),
+        seed=3,
+        log=lambda metrics, epoch: None,
+    )
+    ranker, encoder = fine.load(tmp_path), Encoder(store)
+    grown = RANKERS["gbdt_lr"](ranker.schema, trees=5)
+    grow(grown, encoder, store.log("train"), seed=3)
+    columns = grown.columns(encoder(store.log("test")))
+    assert torch.equal(ranker.model.trees(columns), grown.trees(columns))
+    assert ranker.model.weights.any(dim=-1).any(dim=-1).all()
 
 
 def test_impressions_and_candidates_mask_each_others_labels(folders, store):

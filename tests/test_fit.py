@@ -87,3 +87,45 @@ def test_a_loss_that_is_not_finite_is_an_error():
     broken = [(torch.full((2, 3), float("nan")), torch.zeros(2))]
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         run(lambda model: {"score": 0.0}, batches=lambda epoch: broken)
+
+
+class WideAndDeep(nn.Module):
+    """Two linear maps of the same input, added."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.deep = nn.Linear(3, 1, bias=False), nn.Linear(3, 1)
+        nn.init.zeros_(self.wide.weight)
+
+    def ftrl_parameters(self):
+        return [self.wide.weight]
+
+    def forward(self, x):
+        return self.wide(x) + self.deep(x)
+
+
+def test_each_optimiser_trains_its_own_part():
+    """One step from zero: the first moves FTRL's weights to -α (g - sgn(g) λ₁) / (β + |g|), whatever the learning rate
+    of AdamW, which is so small here that the deep part stays where it was, nearly."""
+    torch.manual_seed(0)
+    model = WideAndDeep()
+    loss(model, (INPUT, TARGET)).backward()
+    norm = torch.stack([parameter.grad.norm() for parameter in model.parameters()]).norm()
+    g, deep = model.wide.weight.grad * min(1, 5 / norm), model.deep.weight.detach().clone()
+    run(
+        lambda model: {"score": 0.0},
+        model,
+        batches=lambda epoch: [(INPUT, TARGET)],
+        steps=1,
+        epochs=1,
+        learning_rate=1e-9,
+    )
+    expected = -0.1 * (g - g.sign() / 512) / (1 / 512 + g.abs())
+    tolerance = {"atol": 1e-4, "rtol": 1e-2} if torch.cpu._is_avx512_bf16_supported() else {}
+    torch.testing.assert_close(model.wide.weight.detach(), expected, **tolerance)
+    torch.testing.assert_close(model.deep.weight.detach(), deep)
+
+
+def test_both_parts_learn_together():
+    _, _, seen = run(lambda model: {"score": 0.0}, WideAndDeep(), epochs=20, patience=20)
+    assert seen[-1][1]["loss"] < 0.05 * seen[0][1]["loss"]

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from models import RANKERS
 from models.objective import objective
+from models.rankers.gbdt_lr import GBDTLR
 from models.schema import Schema
 from pipeline.config import Fine
 from pipeline.evaluation.metrics import auc
@@ -31,6 +32,7 @@ from pipeline.ranking.fit import Fitted, Log, fit
 from pipeline.ranking.fuse import fuse, ndcg, tune, with_recall
 from pipeline.ranking.losses import masked_bce
 from pipeline.ranking.merged import Merged
+from pipeline.ranking.trees import grow
 
 RELEVANCE = "relevance"
 CHUNK = 400_000
@@ -115,6 +117,8 @@ def learn(
     impressions `held_out` no longer rises."""
     torch.manual_seed(seed)
     model = RANKERS[settings.model](schema, **settings.options)
+    if isinstance(model, GBDTLR):
+        grow(model, encoder, rows, seed)
     tasks = encoder.schema.labels
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:

@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from models.ftrl import FTRL, LearntByFTRL
 from pipeline.progress import progress
 
 WARM_UP = 0.05
@@ -51,15 +52,18 @@ def fit(
     """Train in place and leave the model with the weights of its best epoch.
 
     `batches(epoch)` yields about `steps` batches. AdamW with a linear warm-up and a cosine decay to zero over all
-    epochs; embedding tables have a decay of their own, biases and norms none. The matrix products run in bfloat16
-    where the machine has units for it. After each epoch `validate` is asked, in evaluation mode; training stops when
-    `monitor` (higher is better) has not risen for `patience` epochs. `log(metrics, epoch)` is told after each.
+    epochs; embedding tables have a decay of their own, biases and norms none. What a model wants trained by
+    FTRL-Proximal knows no schedule and no decay. The matrix products run in bfloat16 where the machine has units for
+    it. After each epoch `validate` is asked, in evaluation mode; training stops when `monitor` (higher is better) has
+    not risen for `patience` epochs. `log(metrics, epoch)` is told after each.
 
     Raises `FloatingPointError` when the loss is no longer finite.
     """
-    optimiser = torch.optim.AdamW(_groups(model, weight_decay, embedding_decay), lr=learning_rate, fused=True)
+    by_ftrl = model.ftrl_parameters() if isinstance(model, LearntByFTRL) else []
+    adamw = torch.optim.AdamW(_groups(model, by_ftrl, weight_decay, embedding_decay), lr=learning_rate, fused=True)
+    optimisers = [adamw, FTRL(by_ftrl)] if by_ftrl else [adamw]
     total = max(1, steps * epochs)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _schedule(step / total))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: _schedule(step / total))
     device = next(model.parameters()).device
     best_epoch, best_metrics, best_state = 0, {monitor: -math.inf}, deepcopy(model.state_dict())
     seconds = 0.0
@@ -71,10 +75,11 @@ def fit(
         for batch in progress(batches(epoch), f"epoch {epoch}/{epochs}", total=steps):
             with torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device)):
                 value = loss(model, batch)
-            optimiser.zero_grad(set_to_none=True)
+            model.zero_grad(set_to_none=True)
             value.backward()
             nn.utils.clip_grad_norm_(model.parameters(), clip)
-            optimiser.step()
+            for optimiser in optimisers:
+                optimiser.step()
             scheduler.step()
             seen += value.detach()
             count += 1
@@ -108,9 +113,12 @@ def _schedule(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - WARM_UP) / (1 - WARM_UP))))
 
 
-def _groups(model: nn.Module, weight_decay: float, embedding_decay: float) -> list[dict[str, object]]:
+def _groups(
+    model: nn.Module, excluded: list[nn.Parameter], weight_decay: float, embedding_decay: float
+) -> list[dict[str, object]]:
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    parameters = list(model.parameters())
+    others = {id(parameter) for parameter in excluded}
+    parameters = [parameter for parameter in model.parameters() if id(parameter) not in others]
     embeddings = [parameter for parameter in parameters if id(parameter) in tables]
     matrices = [parameter for parameter in parameters if id(parameter) not in tables and parameter.ndim > 1]
     vectors = [parameter for parameter in parameters if id(parameter) not in tables and parameter.ndim <= 1]
