@@ -44,7 +44,7 @@ def test_to_dict_is_plain_json() -> None:
     ("override", "told"),
     [
         ("fine.modle=star", "fine.modle"),
-        ("fine.model=starr", "'starr' is unknown; it is one of din"),
+        ("fine.model=starr", "'starr' is unknown; it is one of "),
         ("fine.options.widht=8", "pepnet has no option 'widht'"),
         ("fine.options.schema=8", "pepnet has no option 'schema'"),
         ("coarse.keep=many", "coarse.keep"),
