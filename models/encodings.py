@@ -75,7 +75,7 @@ def similarity(
     """How alike two vectors are, in [0, 1]: (1 + cosine) / 2, or 1 / (1 + distance)."""
     if measure == "cosine":
         return functional.cosine_similarity(a, b, dim=1).add(1).div(2)
-    return torch.linalg.vector_norm(a - b, dim=1).add(1).reciprocal()
+    return functional.pairwise_distance(a, b, eps=0).add(1).reciprocal()
 
 
 class Levels(nn.Module):

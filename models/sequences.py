@@ -160,13 +160,14 @@ class TemporalInterest(nn.Module):
     """TIN's temporal interest module (Zhou et al., Temporal Interest Network for User Response Prediction, WWW 2024,
     §4): Σ_i α(b̃_i, t̃) · (b̃_i ⊙ t̃) with b̃_i = b_i + p(Δt_i) and t̃ = t + p(0).
 
-    α is the softmax over the history of ⟨b̃_i, t̃⟩ / √D.
+    α is the softmax over the history of ⟨b̃_i, t̃⟩ / √D. p begins greater than other embeddings, else the products of
+    two small vectors would take long to say anything.
     """
 
     def __init__(self, width: int, sequence: Sequence) -> None:
         super().__init__()
         self.gap = nn.Embedding(sequence.gaps, width)
-        nn.init.normal_(self.gap.weight, std=0.01)
+        nn.init.normal_(self.gap.weight, std=1 / math.sqrt(width))
 
     def forward(
         self,
