@@ -81,20 +81,12 @@ class InterestEvolution(nn.Module):
         return state
 
     def forward(
-        self,
-        query: Float[Tensor, "B D"],
-        events: Float[Tensor, "S D"],
-        gap: Int[Tensor, " S"],
-        row: Int[Tensor, " S"],
+        self, query: Float[Tensor, "B D"], events: Float[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
     ) -> Float[Tensor, "B D"]:
         return self.evolve(query, self.interests(events, gap, row, len(query)), row)
 
     def with_loss(
-        self,
-        query: Float[Tensor, "B D"],
-        events: Float[Tensor, "S D"],
-        gap: Int[Tensor, " S"],
-        row: Int[Tensor, " S"],
+        self, query: Float[Tensor, "B D"], events: Float[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, ""]]:
         """The same, and how badly the interests foretell the next events."""
         interests = self.interests(events, gap, row, len(query))
@@ -173,20 +165,12 @@ class InterestMemory(nn.Module):
         return segment_sum(self.weights(query, packed, row) * packed, row, rows)
 
     def forward(
-        self,
-        query: Float[Tensor, "B D"],
-        events: Float[Tensor, "S D"],
-        gap: Int[Tensor, " S"],
-        row: Int[Tensor, " S"],
+        self, query: Float[Tensor, "B D"], events: Float[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
     ) -> Float[Tensor, "B D"]:
         return self.read(query, self.memory(events, gap, row, len(query))[0])
 
     def with_loss(
-        self,
-        query: Float[Tensor, "B D"],
-        events: Float[Tensor, "S D"],
-        gap: Int[Tensor, " S"],
-        row: Int[Tensor, " S"],
+        self, query: Float[Tensor, "B D"], events: Float[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, ""]]:
         """The same, and Σ (g − mean g)² over the slots, the mean over the rows."""
         memory, usage = self.memory(events, gap, row, len(query))

@@ -81,11 +81,7 @@ class Pooling(nn.Module):
         nn.init.normal_(self.gap.weight, std=0.01)
 
     def forward(
-        self,
-        query: Float[Tensor, "B Q"],
-        events: Float[Tensor, "S D"],
-        gap: Int[Tensor, " S"],
-        row: Int[Tensor, " S"],
+        self, query: Float[Tensor, "B Q"], events: Float[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
     ) -> Float[Tensor, "B D"]:
         total = segment_sum(events + self.gap(gap), row, len(query))
         if not self.mean:
@@ -146,19 +142,15 @@ class ActivationUnit(nn.Module):
         nn.init.normal_(self.gap.weight, std=0.01)
 
     def forward(
-        self,
-        query: Float[Tensor, "B D"],
-        events: Float[Tensor, "S D"],
-        gap: Int[Tensor, " S"],
-        row: Int[Tensor, " S"],
+        self, query: Float[Tensor, "B D"], events: Float[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
     ) -> Float[Tensor, "B D"]:
         events = events + self.gap(gap)
         return segment_sum(self.weights(query, events, row) * events, row, len(query))
 
 
 class TemporalInterest(nn.Module):
-    """TIN's temporal interest module (Zhou et al., Temporal Interest Network for User Response Prediction, WWW 2024,
-    §4): Σ_i α(b̃_i, t̃) · (b̃_i ⊙ t̃) with b̃_i = b_i + p(Δt_i) and t̃ = t + p(0).
+    """TIN's temporal interest module (Zhou et al., Temporal Interest Network for User Response Prediction, WWW 2024):
+    Σ_i α(b̃_i, t̃) · (b̃_i ⊙ t̃) with b̃_i = b_i + p(Δt_i) and t̃ = t + p(0).
 
     α is the softmax over the history of ⟨b̃_i, t̃⟩ / √D. p begins greater than other embeddings, else the products of
     two small vectors would take long to say anything.
@@ -170,11 +162,7 @@ class TemporalInterest(nn.Module):
         nn.init.normal_(self.gap.weight, std=1 / math.sqrt(width))
 
     def forward(
-        self,
-        query: Float[Tensor, "B D"],
-        events: Float[Tensor, "S D"],
-        gap: Int[Tensor, " S"],
-        row: Int[Tensor, " S"],
+        self, query: Float[Tensor, "B D"], events: Float[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
     ) -> Float[Tensor, "B D"]:
         rows, width = query.shape
         target = (query + self.gap.weight[0]).index_select(0, row)
@@ -185,7 +173,7 @@ class TemporalInterest(nn.Module):
 
 class Search(nn.Module):
     """SIM's general search unit (Pi et al., Search-based User Interest Modeling with Lifelong Sequential Behavior
-    Data, CIKM 2020, §3.1): at most `keep` events of each row, chosen for the candidate, go on to the encoder that
+    Data, CIKM 2020, §3.2): at most `keep` events of each row, chosen for the candidate, go on to the encoder that
     `then` makes, one that does not mind their order.
 
     The hard search takes the newest events of the candidate's `category`, one of the sequence's fields; embeddings
@@ -203,7 +191,7 @@ class Search(nn.Module):
         then: Factory = ActivationUnit,
     ) -> None:
         super().__init__()
-        self.keep = keep
+        self.keep = min(keep, sequence.length)
         each = width // len(sequence.fields)
         self.category = [i for i in range(width) if sequence.fields[i // each] == category]
         self.encoder = then(width, sequence)
@@ -220,11 +208,7 @@ class Search(nn.Module):
         return age.where(same, -math.inf)
 
     def forward(
-        self,
-        query: Float[Tensor, "B D"],
-        events: Float[Tensor, "S D"],
-        gap: Int[Tensor, " S"],
-        row: Int[Tensor, " S"],
+        self, query: Float[Tensor, "B D"], events: Float[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
     ) -> Float[Tensor, "B D"]:
         """What is kept has `keep` places a row, so that its shape is known; empty ones belong to a row after the last,
         which is thrown away."""

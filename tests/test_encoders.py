@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -193,7 +194,9 @@ def test_search_keeps_what_a_loop_keeps_of_thousands_of_events(category: str | N
     lengths = [3000, 0, 2, 1999, 40]
     query, events, gap, row = histories(lengths)
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
-    out = Search(4, CLICKED, keep=50, category=category, then=remember(kept))(query, events, gap, row)
+    out = Search(4, replace(CLICKED, length=3000), keep=50, category=category, then=remember(kept))(
+        query, events, gap, row
+    )
     assert torch.equal(out, query)
     ((found, found_gap, found_row),) = kept
     assert len(found) == 5 * 50
@@ -209,9 +212,19 @@ def test_search_keeps_what_a_loop_keeps_of_thousands_of_events(category: str | N
 
 
 def test_search_of_all_events_is_the_encoder_itself() -> None:
-    search, given = make("soft_sim"), histories([3, 0, 2])
-    search.keep = 5
+    search, given = Search(4, CLICKED), histories([3, 0, 5])
     torch.testing.assert_close(search(*given), search.encoder(*given))
+
+
+def test_events_that_are_not_found_learn_nothing() -> None:
+    search, (query, events, gap, row) = make("hard_sim"), histories([5, 4])
+    events.requires_grad_()
+    search(query, events, gap, row).sum().backward()
+    wanted = torch.zeros(9, dtype=torch.bool)
+    for i in (0, 1):
+        wanted[[j for j in range(9) if row[j] == i and events[j, 2] == 1][-2:]] = True
+    assert 0 < wanted.sum() < 9
+    assert torch.equal(events.grad.any(dim=1), wanted)
 
 
 def gru_step(gru: GRU, x: np.ndarray, h: np.ndarray, attention: float = 1.0) -> np.ndarray:

@@ -19,7 +19,7 @@ from models.sequences import ActivationUnit
 
 
 class Dice(nn.Module):
-    """p ⊙ x + α ⊙ (1 − p) ⊙ x with p = σ of the standardised x (§5.3), so that the bend is where the data are.
+    """p ⊙ x + α ⊙ (1 − p) ⊙ x with p = σ of the standardised x (§5.2), so that the bend is where the data are.
 
     In training the statistics are those of the batch's events.
     """
