@@ -10,6 +10,7 @@ from models.rankers.cgc import CGC
 from models.rankers.dcn import DCN
 from models.rankers.dcnv2 import DCNv2
 from models.rankers.deepfm import DeepFM
+from models.rankers.dien import DIEN
 from models.rankers.din import DIN
 from models.rankers.esmm import ESMM
 from models.rankers.ffm import FFM
@@ -22,6 +23,7 @@ from models.rankers.gwpfm import GwPFM
 from models.rankers.ipnn import IPNN
 from models.rankers.lhuc import LHUC
 from models.rankers.lr import LR
+from models.rankers.mimn import MIMN
 from models.rankers.mmcn import MMCN
 from models.rankers.mmoe import MMoE
 from models.rankers.neural_interaction import NeuralInteraction
@@ -31,11 +33,14 @@ from models.rankers.ple import PLE
 from models.rankers.recyclenet import RecycleNet
 from models.rankers.senet import SENet
 from models.rankers.shared_bottom import SharedBottom
+from models.rankers.sim import SIM
 from models.rankers.star import STAR
 from models.rankers.stem import STEM
 from models.rankers.stem_al import STEMAL
+from models.rankers.tim import TIM
 from models.rankers.wide_deep import WideDeep
 from models.rankers.xdeepfm import XDeepFM
+from models.rankers.youtube_dnn import YouTubeDNN
 from models.schema import Schema
 
 __all__ = ["RANKERS", "Schema"]
@@ -56,6 +61,11 @@ RANKERS: dict[str, type[nn.Module]] = {
     "shared_bottom": SharedBottom,
     "esmm": ESMM,
     "omoe": OMoE,
+    "youtube_dnn": YouTubeDNN,
+    "dien": DIEN,
+    "mimn": MIMN,
+    "sim": SIM,
+    "tim": TIM,
     "mmoe": MMoE,
     "cgc": CGC,
     "ple": PLE,

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from models.encodings import Encodings
 from models.schema import Role, Schema
-from models.sequences import MeanPooling, segment_sum
+from models.sequences import Factory, Pooling, segment_sum
 
 CLIP = 5.0
 
@@ -88,13 +89,13 @@ class Standardise(nn.Module):
 class Histories(nn.Module):
     """Every behaviour sequence of the schema as one vector a row, next to each other.
 
-    `encoder(width, gaps)` makes the encoder of a sequence; `models.sequences` says what an encoder is.
+    `encoder(width, sequence)` makes the encoder of a sequence; `models.sequences` says what an encoder is.
     """
 
-    def __init__(self, schema: Schema, width: int, encoder: Callable[[int, int], nn.Module] = MeanPooling) -> None:
+    def __init__(self, schema: Schema, width: int, encoder: Factory = Pooling) -> None:
         super().__init__()
         self.names = [sequence.name for sequence in schema.sequences]
-        self.encoders = nn.ModuleList(encoder(width * len(seq.fields), seq.gaps) for seq in schema.sequences)
+        self.encoders = nn.ModuleList(encoder(width * len(seq.fields), seq) for seq in schema.sequences)
         self.width = width * sum(len(sequence.fields) for sequence in schema.sequences)
 
     def codes(self, batch: dict[str, Tensor]) -> list[Int[Tensor, "_ _"]]:
@@ -108,57 +109,86 @@ class Histories(nn.Module):
         events: Sequence[Float[Tensor, "_ _ D"]],
     ) -> Float[Tensor, "B width"]:
         """One query and the embedded codes for every sequence."""
-        encoded = [
-            encoder(query, event.flatten(1), batch[f"{name}.gap"], batch[f"{name}.row"])
-            for name, encoder, query, event in zip(self.names, self.encoders, queries, events, strict=True)
-        ]
+        given = self._given(batch, queries, events)
+        encoded = [encoder(*own) for encoder, own in zip(self.encoders, given, strict=True)]
         return torch.cat([batch["numbers"][:, :0], *encoded], dim=1)
+
+    def with_loss(
+        self,
+        batch: dict[str, Tensor],
+        queries: Sequence[Float[Tensor, "B _"]],
+        events: Sequence[Float[Tensor, "_ _ D"]],
+    ) -> tuple[Float[Tensor, "B width"], Float[Tensor, ""]]:
+        """The same, and the sum of the encoders' own losses, of encoders that have one (`models.recurrent`)."""
+        encoded = [batch["numbers"][:, :0]]
+        total = encoded[0].sum()
+        for encoder, own in zip(self.encoders, self._given(batch, queries, events), strict=True):
+            vector, loss = encoder.with_loss(*own)  # type: ignore[operator]
+            encoded.append(vector)
+            total = total + loss
+        return torch.cat(encoded, dim=1), total
+
+    def _given(
+        self, batch: dict[str, Tensor], queries: Sequence[Tensor], events: Sequence[Tensor]
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """What each encoder is called with."""
+        for name, query, event in zip(self.names, queries, events, strict=True):
+            yield query, event.flatten(1), batch[f"{name}.gap"], batch[f"{name}.row"]
 
 
 class Inputs(nn.Module):
-    """A batch as one vector a row: embedded fields ‖ histories ‖ numbers, standardised, with dropout on all of it.
+    """A batch as one vector a row: embedded fields ‖ histories ‖ encodings ‖ numbers, standardised, with dropout on
+    all of it.
 
     Embeddings begin small, so that a code seldom seen says little. Without standardising them a network takes many
     epochs to find out that products of two of them, such as taste times topic, say anything at all.
     """
 
-    def __init__(
-        self,
-        schema: Schema,
-        width: int,
-        *,
-        dropout: float = 0.0,
-        encoder: Callable[[int, int], nn.Module] = MeanPooling,
-    ) -> None:
+    def __init__(self, schema: Schema, width: int, *, dropout: float = 0.0, encoder: Factory = Pooling) -> None:
         super().__init__()
         self.candidate = [[schema.position(name) for name in sequence.fields] for sequence in schema.sequences]
         self.embed = FieldEmbedding(schema, width)
         self.histories = Histories(schema, width, encoder)
+        self.encodings = Encodings(schema, width)
         self.numbers = Numbers(schema)
         self.dropout = nn.Dropout(dropout)
-        self.width = width * len(schema.fields) + self.histories.width + len(schema.numbers)
+        self.width = width * len(schema.fields) + self.histories.width + self.encodings.width + len(schema.numbers)
         self.standardise = Standardise(1, self.width)
 
     def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "B width"]:
+        fields, queries, events = self._embedded(batch)
+        return self._joined(batch, fields, self.histories(batch, queries, events))
+
+    def with_loss(self, batch: dict[str, Tensor]) -> tuple[Float[Tensor, "B width"], Float[Tensor, ""]]:
+        """The same, and the sum of the histories' encoders' own losses."""
+        fields, queries, events = self._embedded(batch)
+        histories, loss = self.histories.with_loss(batch, queries, events)
+        return self._joined(batch, fields, histories), loss
+
+    def _embedded(self, batch: dict[str, Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The fields, and for every sequence the candidate as an event and the events."""
         fields, *events = self.embed(batch["fields"], *self.histories.codes(batch))
-        queries = [fields[:, columns].flatten(1) for columns in self.candidate]
-        histories = self.histories(batch, queries, events)
-        x = torch.cat([fields.flatten(1), histories, self.numbers(batch["numbers"])], dim=1)
+        return fields, [fields[:, columns].flatten(1) for columns in self.candidate], events
+
+    def _joined(self, batch: dict[str, Tensor], fields: Tensor, histories: Tensor) -> Tensor:
+        x = torch.cat([fields.flatten(1), histories, self.encodings(batch), self.numbers(batch["numbers"])], dim=1)
         return self.dropout(self.standardise(x, torch.zeros_like(batch["domain"])))  # type: ignore[no-any-return]
 
 
 def vector_roles(schema: Schema) -> tuple[Role, ...]:
-    """Whose each of the `FieldVectors` is: a field's, a history's, which is its user's, or a role's numbers'."""
+    """Whose each of the `FieldVectors` is: a field's, a history's, which is its user's, an encoding's, or a role's
+    numbers'."""
     of_histories: list[Role] = ["user" for sequence in schema.sequences for _ in sequence.fields]
+    of_encodings = map(schema.encoding_role, schema.encodings)
     with_numbers = dict.fromkeys(number.role for number in schema.numbers)
-    return (*(field.role for field in schema.fields), *of_histories, *with_numbers)
+    return (*(field.role for field in schema.fields), *of_histories, *of_encodings, *with_numbers)
 
 
 class FieldVectors(nn.Module):
     """What interactions pair: N vectors of D numbers a row, read off the vector that `Inputs` of the same width gives.
 
-    One for each field, one for each field of each history, and one for each role that has numbers: a linear map of
-    these. `roles` says whose each is.
+    One for each field, one for each field of each history, one for each encoding, and one for each role that has
+    numbers: a linear map of these. `roles` says whose each is.
     """
 
     def __init__(self, schema: Schema, width: int) -> None:
@@ -188,7 +218,8 @@ class Tables(nn.Module):
 
     def __init__(self, schema: Schema, widths: Sequence[int]) -> None:
         super().__init__()
-        self.vectors = len(schema.fields) + sum(len(sequence.fields) for sequence in schema.sequences)
+        histories = sum(len(sequence.fields) for sequence in schema.sequences)
+        self.vectors = len(schema.fields) + histories + len(schema.encodings)
         self.widths = list(widths)
         self.sizes = [self.vectors * width + len(schema.numbers) for width in widths]
 

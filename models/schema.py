@@ -41,6 +41,20 @@ class Sequence:
 
 
 @dataclass(frozen=True)
+class Encoding:
+    """What `models.encodings` turns into an integer from 0 to `maximum` and embeds, beside what else the models see.
+
+    It is the number with that name, of which `low` is 0 and `high` is `maximum`; or, if `number` is empty, the items'
+    content vector, of which the integer is a hash of as many bits as `maximum` has.
+    """
+
+    number: str = ""
+    maximum: int = 100
+    low: float = 0.0
+    high: float = 1.0
+
+
+@dataclass(frozen=True)
 class Schema:
     """The input and output of a model.
 
@@ -50,7 +64,8 @@ class Schema:
     * `numbers` (B, M) float32, raw, in the order of `numbers`;
     * `domain` (B,) int64 in 0 … P-1;
     * for each sequence `s`, packed over its S events, rows in order, old to new within a row:
-      `s.fields` (S, F_s) int64 rows of the fused table, `s.gap` (S,) int64, `s.row` (S,) int64 in 0 … B-1.
+      `s.fields` (S, F_s) int64 rows of the fused table, `s.gap` (S,) int64, `s.row` (S,) int64 in 0 … B-1;
+    * `content` (B, `content`) float32, the items' content vectors, if `encodings` or a model asks for them.
     """
 
     fields: tuple[Field, ...]
@@ -58,6 +73,8 @@ class Schema:
     sequences: tuple[Sequence, ...]
     labels: tuple[str, ...]
     domains: tuple[str, ...]
+    encodings: tuple[Encoding, ...] = ()
+    content: int = 0
 
     @property
     def offsets(self) -> tuple[int, ...]:
@@ -80,6 +97,14 @@ class Schema:
         """Column of the field with this name."""
         return [field.name for field in self.fields].index(name)
 
+    def number_position(self, name: str) -> int:
+        """Column of the number with this name."""
+        return [number.name for number in self.numbers].index(name)
+
+    def encoding_role(self, encoding: Encoding) -> Role:
+        """Whose the encoding is: its number's, or the item's, as the content."""
+        return self.numbers[self.number_position(encoding.number)].role if encoding.number else "item"
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
 
@@ -92,4 +117,6 @@ class Schema:
             sequences=tuple(Sequence(**{**seq, "fields": tuple(seq["fields"])}) for seq in raw["sequences"]),
             labels=tuple(raw["labels"]),
             domains=tuple(raw["domains"]),
+            encodings=tuple(Encoding(**encoding) for encoding in raw.get("encodings", ())),
+            content=raw.get("content", 0),
         )

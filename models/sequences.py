@@ -5,17 +5,27 @@ An encoder is any module called with
 * `query` (B, Q): the candidate, embedded as an event would be (so Q = D), for those encoders that look at it;
 * `events` (S, D): all events of the batch, packed;
 * `gap` (S,): each event's bucket of elapsed time;
-* `row` (S,): the row each event belongs to;
+* `row` (S,): the row each event belongs to, rows in order, old to new within a row;
 
-that returns (B, D). A row without events gets zeros.
+that returns (B, D). A row without events gets zeros. Those here treat the events as a set; `models.recurrent` has
+those that read them one after the other.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Literal
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
+
+from models.schema import Sequence
+
+Factory = Callable[[int, Sequence], nn.Module]
+"""Makes the encoder of a sequence whose events have D embedded numbers."""
 
 
 def segment_sum(values: Float[Tensor, "S D"], row: Int[Tensor, " S"], rows: int) -> Float[Tensor, "rows D"]:
@@ -23,46 +33,80 @@ def segment_sum(values: Float[Tensor, "S D"], row: Int[Tensor, " S"], rows: int)
     return values.new_zeros(rows, values.shape[1]).index_add(0, row, values)
 
 
-class MeanPooling(nn.Module):
-    """The mean of a row's events (Covington et al., Deep Neural Networks for YouTube Recommendations, RecSys 2016, §3).
+def segment_softmax(scores: Float[Tensor, " S"], row: Int[Tensor, " S"], rows: int) -> Float[Tensor, " S"]:
+    """The softmax of each row's scores."""
+    highest = scores.new_full((rows,), -math.inf).scatter_reduce(0, row, scores.detach(), "amax")
+    powers = (scores - highest.index_select(0, row)).exp()
+    return powers / segment_sum(powers[:, None], row, rows).flatten().index_select(0, row)
+
+
+def places(row: Int[Tensor, " S"], rows: int, length: int) -> Int[Tensor, " S"]:
+    """Where the events stand when each row has `length` places next to each other.
+
+    The last `length` events of a row fill its places from the left; an older one gets the number after the last place.
+    """
+    count = row.new_zeros(rows).index_add(0, row, torch.ones_like(row))
+    first = count.cumsum(0) - count + (count - length).clamp(min=0)
+    place = torch.arange(len(row), device=row.device) - first.index_select(0, row)
+    return torch.where(place < 0, rows * length, row * length + place)
+
+
+def pad(
+    values: Shaped[Tensor, "S D"], place: Int[Tensor, " S"], rows: int, length: int
+) -> Shaped[Tensor, "rows length D"]:
+    """Packed values at their places, zeros where there is none."""
+    width = values.shape[1]
+    padded = values.new_zeros(rows * length + 1, width).index_copy(0, place, values)
+    return padded[:-1].view(rows, length, width)
+
+
+def unpad(padded: Shaped[Tensor, "rows length D"], place: Int[Tensor, " S"]) -> Shaped[Tensor, "S D"]:
+    """Values packed again, zeros for those that had no place."""
+    return functional.pad(padded.flatten(0, 1), (0, 0, 0, 1)).index_select(0, place)
+
+
+class Pooling(nn.Module):
+    """The mean or the sum of a row's events (Covington et al., Deep Neural Networks for YouTube Recommendations,
+    RecSys 2016, §3).
 
     An embedding of the elapsed time is added to each event.
     """
 
-    def __init__(self, width: int, gaps: int) -> None:
+    def __init__(self, width: int, sequence: Sequence, *, pooling: Literal["mean", "sum"] = "mean") -> None:
         super().__init__()
-        self.gap = nn.Embedding(gaps, width)
+        if pooling not in ("mean", "sum"):
+            raise ValueError(f"pooling {pooling!r} is unknown; it is one of mean, sum")
+        self.mean = pooling == "mean"
+        self.gap = nn.Embedding(sequence.gaps, width)
         nn.init.normal_(self.gap.weight, std=0.01)
 
     def forward(
-        self,
-        query: Float[Tensor, "B Q"],
-        events: Float[Tensor, "S D"],
-        gap: Int[Tensor, " S"],
-        row: Int[Tensor, " S"],
+        self, query: Float[Tensor, "B Q"], events: Float[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
     ) -> Float[Tensor, "B D"]:
         total = segment_sum(events + self.gap(gap), row, len(query))
+        if not self.mean:
+            return total
         count = events.new_zeros(len(query)).index_add(0, row, torch.ones_like(row, dtype=events.dtype))
         return total / count.clamp(min=1)[:, None]
 
 
-class ActivationUnit(nn.Module):
-    """DIN's local activation unit (Zhou et al., Deep Interest Network, KDD 2018, §4.3): an event k weighs
-    MLP([q ‖ k ‖ q−k ‖ q⊙k]) for the candidate q, and the events are summed with these weights, without a softmax.
+class Comparison(nn.Module):
+    """DIN's weight MLP([q ‖ k ‖ q−k ‖ q⊙k]) of an event k for a candidate q (Zhou et al., Deep Interest Network,
+    KDD 2018, §4.3).
 
-    The paper has the outer product in the place of q−k and q⊙k; its authors' code has these two. An embedding of the
-    elapsed time is added to each event. PReLU stands for Dice.
+    The paper has the outer product in the place of q−k and q⊙k; its authors' code has these two. `activation` makes
+    the activation of `hidden` units.
     """
 
-    def __init__(self, width: int, gaps: int, hidden: int = 32) -> None:
+    def __init__(
+        self, width: int, hidden: int, activation: Callable[[int], nn.Module] = lambda hidden: nn.PReLU()
+    ) -> None:
         super().__init__()
-        self.gap = nn.Embedding(gaps, width)
         self.compare = nn.Linear(4 * width, hidden)
-        self.activation = nn.PReLU()
+        self.activation = activation(hidden)
         self.weigh = nn.Linear(hidden, 1)
-        nn.init.normal_(self.gap.weight, std=0.01)
 
-    def weights(
+    def forward(
         self, query: Float[Tensor, "B D"], events: Float[Tensor, "S D"], row: Int[Tensor, " S"]
     ) -> Float[Tensor, "S 1"]:
         """Each event's weight for its row's candidate.
@@ -77,12 +121,103 @@ class ActivationUnit(nn.Module):
         )
         return self.weigh(self.activation(hidden))  # type: ignore[no-any-return]
 
-    def forward(
+
+class ActivationUnit(nn.Module):
+    """DIN's local activation unit: events are summed with the weights of `Comparison`, without a softmax.
+
+    An embedding of the elapsed time is added to each event.
+    """
+
+    def __init__(
         self,
-        query: Float[Tensor, "B D"],
-        events: Float[Tensor, "S D"],
-        gap: Int[Tensor, " S"],
-        row: Int[Tensor, " S"],
+        width: int,
+        sequence: Sequence,
+        *,
+        hidden: int = 32,
+        activation: Callable[[int], nn.Module] = lambda hidden: nn.PReLU(),
+    ) -> None:
+        super().__init__()
+        self.gap = nn.Embedding(sequence.gaps, width)
+        self.weights = Comparison(width, hidden, activation)
+        nn.init.normal_(self.gap.weight, std=0.01)
+
+    def forward(
+        self, query: Float[Tensor, "B D"], events: Float[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
     ) -> Float[Tensor, "B D"]:
         events = events + self.gap(gap)
         return segment_sum(self.weights(query, events, row) * events, row, len(query))
+
+
+class TemporalInterest(nn.Module):
+    """TIN's temporal interest module (Zhou et al., Temporal Interest Network for User Response Prediction, WWW 2024):
+    Σ_i α(b̃_i, t̃) · (b̃_i ⊙ t̃) with b̃_i = b_i + p(Δt_i) and t̃ = t + p(0).
+
+    α is the softmax over the history of ⟨b̃_i, t̃⟩ / √D. p begins greater than other embeddings, else the products of
+    two small vectors would take long to say anything.
+    """
+
+    def __init__(self, width: int, sequence: Sequence) -> None:
+        super().__init__()
+        self.gap = nn.Embedding(sequence.gaps, width)
+        nn.init.normal_(self.gap.weight, std=1 / math.sqrt(width))
+
+    def forward(
+        self, query: Float[Tensor, "B D"], events: Float[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
+    ) -> Float[Tensor, "B D"]:
+        rows, width = query.shape
+        target = (query + self.gap.weight[0]).index_select(0, row)
+        paired = (events + self.gap(gap)) * target
+        weights = segment_softmax(paired.sum(dim=1) / math.sqrt(width), row, rows)
+        return segment_sum(weights[:, None] * paired, row, rows)
+
+
+class Search(nn.Module):
+    """SIM's general search unit (Pi et al., Search-based User Interest Modeling with Lifelong Sequential Behavior
+    Data, CIKM 2020, §3.2): at most `keep` events of each row, chosen for the candidate, go on to the encoder that
+    `then` makes, one that does not mind their order.
+
+    The hard search takes the newest events of the candidate's `category`, one of the sequence's fields; embeddings
+    are equal where codes are. The soft search, of a sequence without such a field, takes those with the greatest
+    inner product with the candidate.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        sequence: Sequence,
+        *,
+        keep: int = 50,
+        category: str | None = None,
+        then: Factory = ActivationUnit,
+    ) -> None:
+        super().__init__()
+        self.keep = min(keep, sequence.length)
+        each = width // len(sequence.fields)
+        self.category = [i for i in range(width) if sequence.fields[i // each] == category]
+        self.encoder = then(width, sequence)
+
+    @torch.no_grad()
+    def scores(
+        self, query: Float[Tensor, "B D"], events: Float[Tensor, "S D"], row: Int[Tensor, " S"]
+    ) -> Float[Tensor, " S"]:
+        """The higher, the more wanted; −∞ is not wanted at all."""
+        if not self.category:
+            return (query.index_select(0, row) * events).sum(dim=1)
+        same = (query[:, self.category].index_select(0, row) == events[:, self.category]).all(dim=1)
+        age = torch.arange(len(row), device=row.device, dtype=torch.float64)
+        return age.where(same, -math.inf)
+
+    def forward(
+        self, query: Float[Tensor, "B D"], events: Float[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
+    ) -> Float[Tensor, "B D"]:
+        """What is kept has `keep` places a row, so that its shape is known; empty ones belong to a row after the last,
+        which is thrown away."""
+        rows = len(query)
+        scores = self.scores(query, events, row)
+        order = scores.argsort(stable=True)
+        order = order[row[order].argsort(stable=True)]
+        place = places(row, rows, self.keep).where(scores[order] > -math.inf, rows * self.keep)
+        owner = row.new_full((rows * self.keep + 1,), rows).index_copy(0, place, row)[:-1]
+        kept = pad(events[order], place, rows, self.keep).flatten(0, 1)
+        ages = pad(gap[order, None], place, rows, self.keep).flatten()
+        return self.encoder(functional.pad(query, (0, 0, 0, 1)), kept, ages, owner)[:-1]  # type: ignore[no-any-return]

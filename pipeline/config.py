@@ -18,6 +18,7 @@ from pydantic import ConfigDict, Discriminator, NonNegativeInt, PositiveFloat, P
 from pydantic.dataclasses import dataclass
 
 from models import RANKERS
+from models.schema import Encoding
 from pipeline.lake import InputError
 
 STRICT = ConfigDict(extra="forbid")
@@ -153,10 +154,12 @@ class Coarse:
 
 @dataclass(frozen=True, config=STRICT)
 class Fine:
-    """The fine ranker: `model` is a key of `models.RANKERS`, `options` its own keywords."""
+    """The fine ranker: `model` is a key of `models.RANKERS`, `options` its own keywords, `encodings` the numbers and
+    content that it sees as integers too, such as `[{number = "clicked_content_similarity", low = -1.0}]`."""
 
     model: str = "pepnet"
     options: dict[str, Any] = field(default_factory=dict)
+    encodings: tuple[Encoding, ...] = ()
     keep: PositiveInt = 50
     epochs: PositiveInt = 3
     batch_size: PositiveInt = 512

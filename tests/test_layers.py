@@ -9,7 +9,7 @@ from torch import nn
 from models.gates import GateNU, SoftmaxGate
 from models.layers import Bank, FieldEmbedding, FieldVectors, Inputs, Numbers, Tables, mix, mlp, pick
 from models.schema import Field, Number, Schema, Sequence
-from models.sequences import ActivationUnit, MeanPooling, segment_sum
+from models.sequences import ActivationUnit, Pooling, segment_sum
 
 SCHEMA = Schema(
     fields=(Field("user_id", 3, "user"), Field("item_id", 4, "item")),
@@ -156,7 +156,7 @@ def test_segment_sum_gives_zeros_to_a_row_without_events() -> None:
 
 def test_mean_pooling_on_paper() -> None:
     """The events (1, 3) and (3, 5) with gap embeddings (0, 0) and (2, 0): mean (3, 4)."""
-    pooling = MeanPooling(2, gaps=2)
+    pooling = Pooling(2, Sequence("clicked", ("item_id",), 5, 2))
     pooling.gap.weight.data = torch.tensor([[0.0, 0.0], [2.0, 0.0]])
     events = torch.tensor([[1.0, 3.0], [3.0, 5.0]])
     pooled = pooling(torch.zeros(2, 2), events, torch.tensor([0, 1]), torch.tensor([1, 1]))
@@ -168,10 +168,13 @@ def test_activation_unit_on_paper() -> None:
 
     q = 3: k = 2 weighs 3 + 20 + 100 + 6000 = 6123 and k = 1 weighs 3 + 10 + 200 + 3000 = 3213.
     """
-    unit = ActivationUnit(1, gaps=1, hidden=4)
+    unit = ActivationUnit(1, Sequence("clicked", ("item_id",), 5, 1), hidden=4)
     unit.gap.weight.data.zero_()
-    unit.compare.weight.data, unit.compare.bias.data = torch.eye(4), torch.zeros(4)
-    unit.weigh.weight.data, unit.weigh.bias.data = torch.tensor([[1.0, 10.0, 100.0, 1000.0]]), torch.zeros(1)
+    unit.weights.compare.weight.data, unit.weights.compare.bias.data = torch.eye(4), torch.zeros(4)
+    unit.weights.weigh.weight.data, unit.weights.weigh.bias.data = (
+        torch.tensor([[1.0, 10.0, 100.0, 1000.0]]),
+        torch.zeros(1),
+    )
     query, events, row = torch.tensor([[3.0], [7.0]]), torch.tensor([[2.0], [1.0]]), torch.tensor([0, 0])
     torch.testing.assert_close(unit.weights(query, events, row), torch.tensor([[6123.0], [3213.0]]))
     out = unit(query, events, torch.zeros(2).long(), row)
@@ -180,7 +183,9 @@ def test_activation_unit_on_paper() -> None:
 
 def test_activation_unit_is_the_network_on_the_concatenation() -> None:
     torch.manual_seed(0)
-    unit, query, events, row = ActivationUnit(3, 1), torch.randn(4, 3), torch.randn(9, 3), torch.randint(4, (9,))
+    unit = ActivationUnit(3, Sequence("clicked", ("item_id",), 5, 1))
+    query, events, row = torch.randn(4, 3), torch.randn(9, 3), torch.randint(4, (9,))
     q = query[row]
-    whole = unit.compare(torch.cat([q, events, q - events, q * events], dim=1))
-    torch.testing.assert_close(unit.weights(query, events, row), unit.weigh(unit.activation(whole)))
+    whole = unit.weights.compare(torch.cat([q, events, q - events, q * events], dim=1))
+    weights = unit.weights.weigh(unit.weights.activation(whole))
+    torch.testing.assert_close(unit.weights(query, events, row), weights)

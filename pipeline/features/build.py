@@ -338,6 +338,7 @@ def _store(
         sequences=tuple(Sequence(name, shared, features.length, GAPS) for name in behaviours),
         labels=contract.tasks,
         domains=domains,
+        content=items["content"].shape[1] if "content" in items else 0,
     )
     delays = [f"{rate}_time" for rate in features.rates if f"{rate}_time" in log.columns]
     columns = log.select("user", "item", "domain", "time", *features.rates, pl.col(delays).fill_null(UNKNOWN_TIME))

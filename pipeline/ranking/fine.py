@@ -75,7 +75,7 @@ def train(features: Path, recall: Path, out: Path, *, settings: Fine, seed: int,
     merged = Merged.open(recall)
     distil = first_requests(merged.only(merged.fold == "distil"), settings.candidate_requests)
     held_out = merged.only(merged.fold == "tune")
-    schema = replace(store.schema, labels=(*store.schema.labels, RELEVANCE))
+    schema = replace(store.schema, labels=(*store.schema.labels, RELEVANCE), encodings=settings.encodings)
 
     rows = Rows.concatenate([_impressions(store.log("train")), _candidates(store, distil, settings, seed)])
     impressions = _impressions(store.log("validation"))
