@@ -116,7 +116,8 @@ class Histories(nn.Module):
 
 
 class Inputs(nn.Module):
-    """A batch as one vector a row: embedded fields ‖ histories ‖ numbers, standardised, with dropout on all of it.
+    """A batch as one vector a row: embedded fields ‖ histories ‖ numbers, standardised (within each domain if
+    `by_domain`, else over all rows), with dropout on all of it.
 
     Embeddings begin small, so that a code seldom seen says little. Without standardising them a network takes many
     epochs to find out that products of two of them, such as taste times topic, say anything at all.
@@ -129,22 +130,30 @@ class Inputs(nn.Module):
         *,
         dropout: float = 0.0,
         encoder: Callable[[int, int], nn.Module] = MeanPooling,
+        by_domain: bool = False,
     ) -> None:
         super().__init__()
+        self.by_domain = by_domain
         self.candidate = [[schema.position(name) for name in sequence.fields] for sequence in schema.sequences]
         self.embed = FieldEmbedding(schema, width)
         self.histories = Histories(schema, width, encoder)
         self.numbers = Numbers(schema)
         self.dropout = nn.Dropout(dropout)
         self.width = width * len(schema.fields) + self.histories.width + len(schema.numbers)
-        self.standardise = Standardise(1, self.width)
+        self.standardise = Standardise(len(schema.domains) if by_domain else 1, self.width)
 
     def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "B width"]:
         fields, *events = self.embed(batch["fields"], *self.histories.codes(batch))
         queries = [fields[:, columns].flatten(1) for columns in self.candidate]
         histories = self.histories(batch, queries, events)
         x = torch.cat([fields.flatten(1), histories, self.numbers(batch["numbers"])], dim=1)
-        return self.dropout(self.standardise(x, torch.zeros_like(batch["domain"])))  # type: ignore[no-any-return]
+        group = batch["domain"] if self.by_domain else torch.zeros_like(batch["domain"])
+        return self.dropout(self.standardise(x, group))  # type: ignore[no-any-return]
+
+
+def field_columns(schema: Schema, width: int, *names: str) -> list[int]:
+    """Where the fields with these names lie in the vector that `Inputs` of the same width gives."""
+    return [i * width + k for i, field in enumerate(schema.fields) if field.name in names for k in range(width)]
 
 
 class FieldVectors(nn.Module):

@@ -120,6 +120,16 @@ def test_softmax_gate_sums_to_one_even_if_all_is_dropped(dropout: float) -> None
     torch.testing.assert_close(gate.eval()(x), gate.score(x).view(200, 2, 4).softmax(-1))
 
 
+def test_softmax_gate_keeps_its_gradient_finite_where_the_certain_expert_is_dropped() -> None:
+    """The first expert weighs all but e^-95: where it is dropped, what is left sums to next to nothing."""
+    gate, x = SoftmaxGate(1, gates=1, experts=3, dropout=0.5), torch.ones(200, 1)
+    gate.score.weight.data, gate.score.bias.data = torch.zeros(3, 1), torch.tensor([95.0, 0.0, 0.0])
+    weights = gate(x)
+    assert ((weights[..., 0] == 0) & (weights[..., 1] == 0.5)).any()
+    weights[..., 1].sum().backward()
+    assert gate.score.bias.grad.isfinite().all()
+
+
 def test_segment_sum_gives_zeros_to_a_row_without_events() -> None:
     total = segment_sum(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([0, 2, 2]), 4)
     assert torch.equal(total, torch.tensor([[1.0], [0.0], [6.0], [0.0]]))
