@@ -255,10 +255,9 @@ def test_saml_rows_train_their_own_domains_branch_and_table_alone(domain: int) -
     objective(model, batch, masked_bce).backward()
     for bank in (*model.branches, *model.bridges, *model.heads.layers):
         assert learners(bank.weight) == learners(bank.bias) == [domain]
-    read = model.cross(batch)
-    assert learners(model.own.table.weight) == torch.cat(
-        [read[name].flatten() for name in ("fields", "clicked.fields", "liked.fields")]
-    ).unique().tolist()  # fmt: skip
+    crossed = model.cross(batch)
+    read = torch.cat([crossed[name].flatten() for name in ("fields", "clicked.fields", "liked.fields")])
+    assert learners(model.own.table.weight) == read.unique().tolist()
 
 
 def test_saml_auxiliary_network_has_a_loss_of_its_own() -> None:

@@ -21,16 +21,17 @@ import torch
 from torch import Tensor, nn
 
 from models import RANKERS
-from models.objective import objective
+from models.objective import Criterion, objective
 from models.schema import Schema
-from pipeline.config import Fine
+from pipeline.config import Fine, Loss
 from pipeline.evaluation.metrics import auc
 from pipeline.features.store import FeatureStore, Rows
 from pipeline.ranking.batches import Batch, Encoder, in_order, shuffled
 from pipeline.ranking.fit import Log, fit
 from pipeline.ranking.fuse import fuse, ndcg, tune, with_recall
-from pipeline.ranking.losses import masked_bce
+from pipeline.ranking.losses import corrected_for_sampling, masked_bce, negatives_gradient, with_ranking
 from pipeline.ranking.merged import Merged
+from pipeline.ranking.weighting import mean_shift, repeat_weights, sample_negatives
 
 RELEVANCE = "relevance"
 CHUNK = 400_000
@@ -58,12 +59,44 @@ class Ranker:
         return fuse(scores, merged.domain[merged.request], self.weights[:, :-1])
 
 
+class Calibrated(nn.Module):
+    """A ranker whose logits are shifted, each task's by its own constant (T,)."""
+
+    shift: Tensor
+
+    def __init__(self, model: nn.Module, shift: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("shift", shift)
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.model(batch) + self.shift  # type: ignore[no-any-return]
+
+
 @torch.inference_mode()
-def probabilities(model: nn.Module, encoder: Encoder, rows: Rows, size: int = 16_384) -> np.ndarray:
-    """σ of the logits: (N, T) float32. The one place where logits become probabilities."""
+def logits(model: nn.Module, encoder: Encoder, rows: Rows, size: int = 16_384) -> Tensor:
+    """The model's outputs (N, T) float32."""
     device = next(model.parameters()).device
     batches = in_order(encoder, rows, size=size, device=device)
-    return torch.cat([model(batch).sigmoid().cpu() for batch in batches]).numpy()
+    return torch.cat([model(batch).cpu() for batch in batches])
+
+
+def probabilities(model: nn.Module, encoder: Encoder, rows: Rows) -> np.ndarray:
+    """σ of the logits: (N, T) float32. The one place where logits become probabilities."""
+    return logits(model, encoder, rows).sigmoid().numpy()
+
+
+def criterion_of(loss: Loss, tasks: int) -> Criterion:
+    """How the settings measure the logits of the log's tasks and, the last of `tasks`, of relevance.
+
+    The negatives of relevance are candidates, of which `Loss.negative_rate` says nothing.
+    """
+    criterion: Criterion = masked_bce
+    if loss.ranking != "none":
+        criterion = with_ranking(criterion, loss.ranking, loss.ranking_weight)
+    if loss.negative_rate < 1:
+        criterion = corrected_for_sampling(criterion, [*[loss.negative_rate] * (tasks - 1), 1.0])
+    return criterion
 
 
 def train(features: Path, recall: Path, out: Path, *, settings: Fine, seed: int, log: Log) -> dict[str, float]:
@@ -79,15 +112,28 @@ def train(features: Path, recall: Path, out: Path, *, settings: Fine, seed: int,
     held_out = merged.only(merged.fold == "tune")
     schema = replace(store.schema, labels=(*store.schema.labels, RELEVANCE))
 
-    rows = Rows.concatenate([_impressions(store.log("train")), _candidates(store, distil, settings, seed)])
+    shown = store.log("train")
+    weight = repeat_weights(shown, settings.loss.repeat_weight)
+    shown, kept = sample_negatives(shown, settings.loss.negative_rate, seed)
+    candidates = _candidates(store, distil, settings, seed)
+    rows = Rows.concatenate([_impressions(shown), candidates])
+    weight = np.concatenate([weight[kept], np.ones(len(candidates), np.float32)])
+    batches = shuffled(
+        encoder,
+        rows,
+        size=settings.batch_size,
+        seed=seed,
+        beside={"weight": torch.from_numpy(weight)} if settings.loss.repeat_weight else None,
+    )
     impressions = _impressions(store.log("validation"))
     impressions = impressions.take(np.flatnonzero(~np.isin(impressions.user, distil.user)))
 
     torch.manual_seed(seed)
     model = RANKERS[settings.model](schema, **settings.options)
+    criterion = criterion_of(settings.loss, len(schema.labels))
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        return objective(model, batch, masked_bce)
+        return objective(model, batch, criterion)
 
     def validate(model: nn.Module) -> dict[str, float]:
         scores = probabilities(model, encoder, impressions)
@@ -98,7 +144,7 @@ def train(features: Path, recall: Path, out: Path, *, settings: Fine, seed: int,
 
     fitted = fit(
         model,
-        shuffled(encoder, rows, size=settings.batch_size, seed=seed),
+        batches,
         loss,
         validate,
         steps=-(-len(rows) // settings.batch_size),
@@ -110,6 +156,10 @@ def train(features: Path, recall: Path, out: Path, *, settings: Fine, seed: int,
         patience=settings.patience,
         log=log,
     )
+    shift = np.zeros(len(schema.labels), np.float32)
+    if settings.loss.repeat_weight:
+        shift = mean_shift(logits(model, encoder, impressions).numpy(), impressions.labels)
+    model = Calibrated(model, torch.from_numpy(shift)).eval()
     scores = score_candidates(model, encoder, store, held_out)
     weights = tune(
         with_recall(scores, held_out.position),
@@ -135,6 +185,17 @@ def train(features: Path, recall: Path, out: Path, *, settings: Fine, seed: int,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "training_impressions": int(rows.labels[:, -1].__ne__(rows.labels[:, -1]).sum()),
         "training_candidates": int((~np.isnan(rows.labels[:, -1])).sum()),
+        **(_gradients(model, next(batches(0)), settings.loss) if settings.loss.ranking != "none" else {}),
+    }
+
+
+def _gradients(model: nn.Module, batch: Batch, loss: Loss) -> dict[str, float]:
+    """How much the loss pulls at the negatives of the log's first task, with and without its ranking part."""
+    scores = model(batch)
+    losses = {"negatives_gradient": loss, "negatives_gradient_without_ranking": replace(loss, ranking="none")}
+    return {
+        name: float(negatives_gradient(criterion_of(one, scores.shape[1]), scores, batch)[0])
+        for name, one in losses.items()
     }
 
 
@@ -162,7 +223,7 @@ def load(folder: Path) -> Ranker:
 
     settings = json.loads((folder / "settings.json").read_text())
     schema = Schema.from_json((folder / "schema.json").read_text())
-    model = RANKERS[settings["model"]](schema, **settings["options"])
+    model = Calibrated(RANKERS[settings["model"]](schema, **settings["options"]), torch.zeros(len(schema.labels)))
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return Ranker(model.eval(), schema, np.array(settings["fusion"]))
 
