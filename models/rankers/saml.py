@@ -6,10 +6,9 @@ spaces. An auxiliary network, with a loss of its own, reads the global space; ea
 branches, one a domain, which read the domain's space. A row passes all branches, and its own branch's output is
 joined by all of them, mixed by their similarity to it. Other branches than the row's own pass no gradient.
 
-Where the paper leaves open how: the domain's vectors are narrow, and one matrix lifts them to the global width, so
-that the very same attention serves both spaces; numbers enter the global space alone; the mutual unit stands behind
-the last hidden layer, and its similarity is a bilinear form of unit vectors. Attention is DIN's, and both inputs are
-standardised.
+Choices made here: the domain's vectors are narrow, and one matrix lifts them to the global width, so that the very
+same attention serves both spaces; numbers enter the global space alone; the mutual unit stands behind the last hidden
+layer, and its similarity is a bilinear form of unit vectors. Attention is DIN's; both inputs are standardised.
 """
 
 from __future__ import annotations
@@ -65,7 +64,6 @@ class SAML(nn.Module):
         self.cross = DomainCross(schema)
         self.own = FieldEmbedding(self.cross.schema, own_width)
         self.lift = nn.Linear(own_width, width, bias=False)
-        self.own_dropout = nn.Dropout(dropout)
         in_own_space = width * len(self.cross.schema.fields) + self.inputs.histories.width
         self.standardise = Standardise(domains, in_own_space)
         shared = tuple(pairwise((self.inputs.width, *hidden)))
@@ -100,4 +98,4 @@ class SAML(nn.Module):
         queries = [fields[:, [schema.position(name) for name in seq.fields]].flatten(1) for seq in schema.sequences]
         histories = self.inputs.histories(batch, queries, events)
         x = self.standardise(torch.cat([fields.flatten(1), histories], dim=1), batch["domain"])
-        return self.own_dropout(x)  # type: ignore[no-any-return]
+        return self.inputs.dropout(x)  # type: ignore[no-any-return]
