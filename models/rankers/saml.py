@@ -1,5 +1,5 @@
-"""SAML: Chen et al., Scenario-aware and Mutual-based approach for Multi-scenario Recommendation in E-Commerce, 2020
-(arXiv:2012.08952).
+"""SAML: Chen et al., Scenario-aware and Mutual-based approach for Multi-scenario Recommendation in E-Commerce, ICDM
+Workshops 2020 (arXiv:2012.08952).
 
 Every feature has an embedding for all domains and one for each domain, and attention reads the histories in both
 spaces. An auxiliary network, with a loss of its own, reads the global space; each of its layers also feeds the
@@ -93,8 +93,7 @@ class SAML(nn.Module):
     def own_space(self, batch: dict[str, Tensor]) -> Float[Tensor, "B _"]:
         """Fields and histories as the row's domain sees them."""
         crossed, schema = self.cross(batch), self.cross.schema
-        embedded = self.own(crossed["fields"], *self.inputs.histories.codes(crossed))
-        fields, *events = (self.lift(vectors) for vectors in embedded)
+        fields, *events = map(self.lift, self.own(crossed["fields"], *self.inputs.histories.codes(crossed)))
         queries = [fields[:, [schema.position(name) for name in seq.fields]].flatten(1) for seq in schema.sequences]
         histories = self.inputs.histories(batch, queries, events)
         x = self.standardise(torch.cat([fields.flatten(1), histories], dim=1), batch["domain"])
