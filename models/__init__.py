@@ -12,6 +12,7 @@ from models.rankers.dcnv2 import DCNv2
 from models.rankers.deepfm import DeepFM
 from models.rankers.dien import DIEN
 from models.rankers.din import DIN
+from models.rankers.epnet import EPNet
 from models.rankers.esmm import ESMM
 from models.rankers.ffm import FFM
 from models.rankers.field_projected import FieldProjected
@@ -20,17 +21,23 @@ from models.rankers.fm import FM
 from models.rankers.gated_dcn import GatedDCN
 from models.rankers.gbdt_lr import GBDTLR
 from models.rankers.gwpfm import GwPFM
+from models.rankers.heterogeneous_experts import HeterogeneousExperts
+from models.rankers.hmoe import HMoE
 from models.rankers.ipnn import IPNN
 from models.rankers.lhuc import LHUC
 from models.rankers.lr import LR
 from models.rankers.mimn import MIMN
 from models.rankers.mmcn import MMCN
 from models.rankers.mmoe import MMoE
+from models.rankers.multi_embedding import MultiEmbedding
 from models.rankers.neural_interaction import NeuralInteraction
 from models.rankers.omoe import OMoE
 from models.rankers.pepnet import PEPNet
+from models.rankers.per_domain import PerDomain
 from models.rankers.ple import PLE
+from models.rankers.ppnet import PPNet
 from models.rankers.recyclenet import RecycleNet
+from models.rankers.saml import SAML
 from models.rankers.senet import SENet
 from models.rankers.shared_bottom import SharedBottom
 from models.rankers.sim import SIM
@@ -48,39 +55,46 @@ __all__ = ["RANKERS", "Schema"]
 RANKERS: dict[str, type[nn.Module]] = {
     "lr": LR,
     "gbdt_lr": GBDTLR,
-    "flat_dnn": FlatDNN,
-    "wide_deep": WideDeep,
-    "dcn": DCN,
-    "dcnv2": DCNv2,
-    "gated_dcn": GatedDCN,
-    "mmcn": MMCN,
-    "lhuc": LHUC,
-    "recyclenet": RecycleNet,
-    "senet": SENet,
-    "din": DIN,
-    "shared_bottom": SharedBottom,
-    "esmm": ESMM,
-    "omoe": OMoE,
-    "youtube_dnn": YouTubeDNN,
-    "dien": DIEN,
-    "mimn": MIMN,
-    "sim": SIM,
-    "tim": TIM,
-    "mmoe": MMoE,
-    "cgc": CGC,
-    "ple": PLE,
-    "stem": STEM,
-    "stem_al": STEMAL,
-    "ame": AME,
-    "star": STAR,
-    "pepnet": PEPNet,
     "fm": FM,
     "ffm": FFM,
     "gwpfm": GwPFM,
     "field_projected": FieldProjected,
     "ipnn": IPNN,
+    "wide_deep": WideDeep,
     "deepfm": DeepFM,
+    "dcn": DCN,
+    "dcnv2": DCNv2,
+    "gated_dcn": GatedDCN,
     "xdeepfm": XDeepFM,
     "all_interaction": AllInteraction,
     "neural_interaction": NeuralInteraction,
+    "mmcn": MMCN,
+    "lhuc": LHUC,
+    "recyclenet": RecycleNet,
+    "senet": SENet,
+    "flat_dnn": FlatDNN,
+    "per_domain": PerDomain,
+    "youtube_dnn": YouTubeDNN,
+    "din": DIN,
+    "dien": DIEN,
+    "mimn": MIMN,
+    "sim": SIM,
+    "tim": TIM,
+    "shared_bottom": SharedBottom,
+    "esmm": ESMM,
+    "omoe": OMoE,
+    "mmoe": MMoE,
+    "cgc": CGC,
+    "ple": PLE,
+    "stem": STEM,
+    "ame": AME,
+    "stem_al": STEMAL,
+    "star": STAR,
+    "epnet": EPNet,
+    "ppnet": PPNet,
+    "pepnet": PEPNet,
+    "saml": SAML,
+    "hmoe": HMoE,
+    "multi_embedding": MultiEmbedding,
+    "heterogeneous_experts": HeterogeneousExperts,
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,6 +22,36 @@ class GateNU(nn.Module):
 
     def forward(self, x: Float[Tensor, "B into"]) -> Float[Tensor, "B out"]:
         return 2 * torch.sigmoid(self.net(x))
+
+
+class EmbeddingGate(nn.Module):
+    """EPNet: GateNU(domain ‖ sg(x)) ⊙ x (Chang et al., PEPNet, KDD 2023, §3.2)."""
+
+    def __init__(self, domains: int, width: int, into: int, hidden: int) -> None:
+        super().__init__()
+        self.domain = nn.Embedding(domains, width)
+        self.gate = GateNU(width + into, into, hidden)
+
+    def forward(self, x: Float[Tensor, "B into"], domain: Int[Tensor, " B"]) -> Float[Tensor, "B into"]:
+        return x * self.gate(torch.cat([self.domain(domain), x.detach()], dim=1))  # type: ignore[no-any-return]
+
+
+class GatedTowers(nn.Module):
+    """PPNet: a tower for each task, each hidden layer of it times GateNU(prior ‖ sg(x)) (Chang et al., PEPNet, KDD
+    2023, §3.2). `gate` is the hidden size of the one network that makes all these gates."""
+
+    def __init__(self, tasks: int, into: int, prior: int, hidden: tuple[int, ...], gate: int) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.gate = GateNU(prior + into, tasks * sum(hidden), gate)
+        self.layers = nn.ModuleList(BankLinear(tasks, *sizes) for sizes in pairwise((into, *hidden, 1)))
+
+    def forward(self, x: Float[Tensor, "B into"], prior: Float[Tensor, "B prior"]) -> Float[Tensor, "B T"]:
+        gates = self.gate(torch.cat([prior, x.detach()], dim=1))
+        gates = gates.unflatten(1, (-1, sum(self.hidden))).split(self.hidden, dim=-1)
+        for layer, gate in zip(self.layers, gates, strict=False):
+            x = layer(x).relu() * gate
+        return self.layers[-1](x).squeeze(-1)  # type: ignore[no-any-return]
 
 
 class SoftmaxGate(nn.Module):

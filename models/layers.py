@@ -137,15 +137,24 @@ class Histories(nn.Module):
 
 
 class Inputs(nn.Module):
-    """A batch as one vector a row: embedded fields ‖ histories ‖ encodings ‖ numbers, standardised, with dropout on
-    all of it.
+    """A batch as one vector a row: embedded fields ‖ histories ‖ encodings ‖ numbers, standardised (within each domain
+    if `by_domain`, else over all rows), with dropout on all of it.
 
     Embeddings begin small, so that a code seldom seen says little. Without standardising them a network takes many
     epochs to find out that products of two of them, such as taste times topic, say anything at all.
     """
 
-    def __init__(self, schema: Schema, width: int, *, dropout: float = 0.0, encoder: Factory = Pooling) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        width: int,
+        *,
+        dropout: float = 0.0,
+        encoder: Factory = Pooling,
+        by_domain: bool = False,
+    ) -> None:
         super().__init__()
+        self.by_domain = by_domain
         self.candidate = [[schema.position(name) for name in sequence.fields] for sequence in schema.sequences]
         self.embed = FieldEmbedding(schema, width)
         self.histories = Histories(schema, width, encoder)
@@ -153,7 +162,7 @@ class Inputs(nn.Module):
         self.numbers = Numbers(schema)
         self.dropout = nn.Dropout(dropout)
         self.width = width * len(schema.fields) + self.histories.width + self.encodings.width + len(schema.numbers)
-        self.standardise = Standardise(1, self.width)
+        self.standardise = Standardise(len(schema.domains) if by_domain else 1, self.width)
 
     def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "B width"]:
         fields, queries, events = self._embedded(batch)
@@ -172,7 +181,13 @@ class Inputs(nn.Module):
 
     def _joined(self, batch: dict[str, Tensor], fields: Tensor, histories: Tensor) -> Tensor:
         x = torch.cat([fields.flatten(1), histories, self.encodings(batch), self.numbers(batch["numbers"])], dim=1)
-        return self.dropout(self.standardise(x, torch.zeros_like(batch["domain"])))  # type: ignore[no-any-return]
+        group = batch["domain"] if self.by_domain else torch.zeros_like(batch["domain"])
+        return self.dropout(self.standardise(x, group))  # type: ignore[no-any-return]
+
+
+def field_columns(schema: Schema, width: int, *names: str) -> list[int]:
+    """Where the fields with these names lie in the vector that `Inputs` of the same width gives."""
+    return [i * width + k for i, field in enumerate(schema.fields) if field.name in names for k in range(width)]
 
 
 def vector_roles(schema: Schema) -> tuple[Role, ...]:

@@ -14,7 +14,17 @@ from dataclasses import asdict, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic import (
+    ConfigDict,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.dataclasses import dataclass
 
 from models import RANKERS
@@ -153,6 +163,21 @@ class Coarse:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Loss:
+    """What the fine ranker minimises besides cross-entropy on every impression of the log; all of it is off by default.
+
+    `ranking`: within what a pairwise loss is added, `ranking_weight` times.
+    `negative_rate`: the share of negative labels that is trained on; probabilities are corrected for it.
+    `repeat_weight`: how much more an item shown again to its user within a day counts, by the logarithm of how often.
+    """
+
+    ranking: Literal["none", "user", "domain"] = "none"
+    ranking_weight: NonNegativeFloat = 1.0
+    negative_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    repeat_weight: NonNegativeFloat = 0.0
+
+
+@dataclass(frozen=True, config=STRICT)
 class Fine:
     """The fine ranker: `model` is a key of `models.RANKERS`, `options` its own keywords, `encodings` the numbers and
     content that it sees as integers too, such as `[{number = "clicked_content_similarity", low = -1.0}]`."""
@@ -170,6 +195,7 @@ class Fine:
     candidates: NonNegativeInt = 60
     candidate_requests: PositiveInt = 6_000
     trials: PositiveInt = 30
+    loss: Loss = Loss()
 
     def __post_init__(self) -> None:
         if self.model not in RANKERS:

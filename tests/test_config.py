@@ -37,6 +37,11 @@ def test_an_unquoted_word_is_a_string_and_sources_are_told_apart() -> None:
     assert isinstance(load(None, ["source.kind=kuairand"]).source, KuaiRand)
 
 
+def test_a_loss_is_chosen_by_overrides() -> None:
+    loss = load(None, ["fine.loss.ranking=user", "fine.loss.negative_rate=0.5"]).fine.loss
+    assert (loss.ranking, loss.ranking_weight, loss.negative_rate, loss.repeat_weight) == ("user", 1.0, 0.5, 0.0)
+
+
 def test_to_dict_is_plain_json() -> None:
     assert load().to_dict()["recall"]["routes"] == ["two_tower", "item_cf", "hot", "fresh"]
 
@@ -48,6 +53,8 @@ def test_to_dict_is_plain_json() -> None:
         ("fine.model=starr", f"'starr' is unknown; it is one of {', '.join(sorted(RANKERS))}"),
         ("fine.options.widht=8", "pepnet has no option 'widht'"),
         ("fine.options.schema=8", "pepnet has no option 'schema'"),
+        ("fine.loss.negative_rate=0", "greater than 0"),
+        ("fine.loss.ranking=item", "'none', 'user' or 'domain'"),
         ("coarse.keep=many", "coarse.keep"),
         ("coarse.keep=0", "greater than 0"),
         ("source.kind=nowhere", "kuairand"),

@@ -7,11 +7,12 @@ import torch
 from conftest import latest
 
 from models import RANKERS
-from pipeline.config import Fine
+from pipeline.config import Fine, Loss
 from pipeline.features.store import FeatureStore
 from pipeline.ranking import fine
 from pipeline.ranking.batches import Encoder
 from pipeline.ranking.fuse import ndcg
+from pipeline.ranking.losses import masked_bce
 from pipeline.ranking.merged import Merged
 from pipeline.ranking.trees import grow
 
@@ -28,15 +29,14 @@ def store(folders):
     return FeatureStore.open(folders["features"])
 
 
+def train(folders, out, loss=QUICK.loss):
+    features, recall = folders["features"], folders["recall_validation"]
+    settings = replace(QUICK, loss=loss)
+    return fine.train(features, recall, out, settings=settings, seed=1, log=lambda metrics, epoch: None)
+
+
 def test_the_trained_ranker_is_loaded_as_it_was_and_scores_what_it_says(folders, store, tmp_path):
-    told = fine.train(
-        folders["features"],
-        folders["recall_validation"],
-        tmp_path,
-        settings=QUICK,
-        seed=1,
-        log=lambda metrics, epoch: None,
-    )
+    told = train(folders, tmp_path)
     ranker, encoder = fine.load(tmp_path), Encoder(store)
     assert ranker.schema.labels == (*store.schema.labels, fine.RELEVANCE)
     assert ranker.weights.shape == (len(store.schema.domains), len(ranker.schema.labels) + 1)
@@ -54,14 +54,7 @@ def test_the_trained_ranker_is_loaded_as_it_was_and_scores_what_it_says(folders,
 def test_equal_seeds_train_equal_weights(folders, tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        fine.train(
-            folders["features"],
-            folders["recall_validation"],
-            tmp_path / name,
-            settings=QUICK,
-            seed=3,
-            log=lambda metrics, epoch: None,
-        )
+        train(folders, tmp_path / name)
     first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
     assert first == second
 
@@ -79,8 +72,8 @@ def test_boosted_trees_are_grown_before_training_and_kept(folders, store, tmp_pa
     grown = RANKERS["gbdt_lr"](ranker.schema, trees=5)
     grow(grown, encoder, store.log("train"), seed=3)
     columns = grown.columns(encoder(store.log("test")))
-    assert torch.equal(ranker.model.trees(columns), grown.trees(columns))
-    assert ranker.model.weights.any(dim=-1).any(dim=-1).all()
+    assert torch.equal(ranker.model.model.trees(columns), grown.trees(columns))
+    assert ranker.model.model.weights.any(dim=-1).any(dim=-1).all()
 
 
 def test_impressions_and_candidates_mask_each_others_labels(folders, store):
@@ -115,3 +108,46 @@ def test_a_row_scores_alone_as_in_company(folders, store):
     )
     np.testing.assert_allclose(together, alone, atol=1e-6)
     assert torch.is_inference_mode_enabled() is False
+
+
+def test_all_losses_together_train_a_ranker_whose_mean_is_right(folders, store, tmp_path):
+    told = train(folders, tmp_path, Loss(ranking="user", negative_rate=0.3, repeat_weight=1.0))
+    ranker, log = fine.load(tmp_path), store.log("train")
+    positive = (log.labels == 1).any(axis=1)
+    assert positive.sum() < told["training_impressions"] < positive.sum() + 0.35 * (~positive).sum()
+    assert told["negatives_gradient"] > told["negatives_gradient_without_ranking"] > 0
+    merged = Merged.open(folders["recall_validation"])
+    distil = fine.first_requests(merged.only(merged.fold == "distil"), QUICK.candidate_requests)
+    shown = store.log("validation")
+    shown = shown.take(~np.isin(shown.user, distil.user))
+    scores = fine.probabilities(ranker.model, Encoder(store), shown)
+    np.testing.assert_allclose(scores[:, :-1].sum(axis=0), shown.labels.sum(axis=0), rtol=1e-3)
+    assert ranker.model.shift[:-1].all()
+    assert ranker.model.shift[-1] == 0
+
+
+def test_candidates_are_not_sampled(folders, tmp_path):
+    parts = {}
+    for rate in (1.0, 0.2):
+        (tmp_path / str(rate)).mkdir()
+        parts[rate] = train(folders, tmp_path / str(rate), Loss(negative_rate=rate))
+    assert parts[1.0]["training_candidates"] == parts[0.2]["training_candidates"]
+    assert parts[1.0]["training_impressions"] > 1.5 * parts[0.2]["training_impressions"]
+
+
+def test_each_loss_is_off_by_default():
+    assert fine.criterion_of(Loss(), ("click", "like", "relevance")) is masked_bce
+
+
+def test_the_configured_criterion_on_paper():
+    """Two users, each with a pair of logits 1 and 0. A rate of a half shifts the log's task, and relevance not."""
+    logits = torch.tensor([[1.0, 1.0], [0.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    batch = {"labels": torch.tensor([[1.0, 1.0], [0.0, 0.0]] * 2), "user": torch.tensor([4, 4, 5, 5])}
+    criterion = fine.criterion_of(Loss("user", ranking_weight=2.0, negative_rate=0.5), ("click", fine.RELEVANCE))
+    losses = criterion(logits, batch)
+
+    def cross_entropy(shift):
+        return (np.log1p(np.exp(-1 - shift)) + np.log1p(np.exp(shift))) / 2
+
+    pair = np.log1p(np.exp(-1))
+    assert losses.tolist() == pytest.approx([cross_entropy(np.log(2)) + 2 * pair, cross_entropy(0) + 2 * pair])

@@ -129,9 +129,13 @@ def test_works_when_nobody_has_a_history(name: str) -> None:
 
 @every_ranker
 def test_every_parameter_and_every_slice_of_it_learns(name: str) -> None:
-    """A slice is a code, an expert, a task's tower, a domain: not a unit of a linear layer, which ReLU may silence."""
-    model, batch = lively(build(name)).train(), pack(examples(300))
-    model(batch).sigmoid().square().sum().backward()
+    """A slice is a code, an expert, a task's tower, a domain: not a unit of a linear layer, which ReLU may silence.
+
+    There are rows enough for every user to come to every domain.
+    """
+    model, batch = lively(build(name)).train(), pack(examples(2_000))
+    batch["labels"] = torch.randint(2, (2_000, 2), generator=torch.Generator().manual_seed(0)).float()
+    objective(model, batch, masked_bce).backward()
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     units = {id(parameter) for module in linear for parameter in module.parameters()}
     for key, parameter in model.named_parameters():
@@ -342,12 +346,12 @@ def test_blocks_hold_one_domain_each(counts: tuple[int, ...]) -> None:
 def test_pepnet_with_gates_of_one_is_a_plain_network_for_each_label() -> None:
     """A gate whose weights are zero is 2σ(0) = 1."""
     model, batch = lively(build("pepnet", hidden=(8, 4))), pack(examples(20))
-    for gate in (model.embedding_gate, model.parameter_gate):
-        for parameter in gate.parameters():
+    for module in (model.embedding_gate, model.towers):
+        for parameter in module.gate.parameters():
             nn.init.zeros_(parameter)
     for label in range(2):
         x = model.inputs(batch)
-        for i, layer in enumerate(model.layers):
+        for i, layer in enumerate(model.towers.layers):
             x = x @ layer.weight[label] + layer.bias[label]
             x = x.relu() if i < 2 else x
         torch.testing.assert_close(model(batch)[:, [label]], x)
@@ -356,7 +360,7 @@ def test_pepnet_with_gates_of_one_is_a_plain_network_for_each_label() -> None:
 def test_pepnet_gates_do_not_train_the_embeddings_they_look_at() -> None:
     """With towers that cannot pass a gradient on, only the three ids of the prior get one, through the second gate."""
     model, batch = lively(build("pepnet")), pack(examples(20))
-    model.layers[0].weight.data.zero_()
+    model.towers.layers[0].weight.data.zero_()
     model(batch).sum().backward()
     gradient = model.inputs.embed.table.weight.grad
     told = batch["fields"][:, [0, 2, 3]].unique()

@@ -8,15 +8,11 @@ input is standardised.
 
 from __future__ import annotations
 
-import math
-from itertools import pairwise
-
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from models.gates import GateNU
-from models.layers import BankLinear, Inputs
+from models.gates import EmbeddingGate, GatedTowers
+from models.layers import Inputs, field_columns
 from models.schema import Schema
 
 
@@ -35,24 +31,11 @@ class PEPNet(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        tasks = len(schema.labels)
-        self.prior = [i for i, field in enumerate(schema.fields) if field.name in prior]
-        self.fields = (len(schema.fields), width)
-        self.hidden = hidden
+        self.prior = field_columns(schema, width, *prior)
         self.inputs = Inputs(schema, width, dropout=dropout)
-        self.domain = nn.Embedding(len(schema.domains), width)
-        self.embedding_gate = GateNU(width + self.inputs.width, self.inputs.width, gate)
-        self.parameter_gate = GateNU(width * len(self.prior) + self.inputs.width, tasks * sum(hidden), gate)
-        self.layers = nn.ModuleList(
-            BankLinear(tasks, into, out) for into, out in pairwise((self.inputs.width, *hidden, 1))
-        )
+        self.embedding_gate = EmbeddingGate(len(schema.domains), width, self.inputs.width, gate)
+        self.towers = GatedTowers(len(schema.labels), self.inputs.width, len(self.prior), hidden, gate)
 
     def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "B T"]:
         x = self.inputs(batch)
-        ids = x[:, : math.prod(self.fields)].unflatten(1, self.fields)[:, self.prior].flatten(1)
-        x = x * self.embedding_gate(torch.cat([self.domain(batch["domain"]), x.detach()], dim=1))
-        gates = self.parameter_gate(torch.cat([ids, x.detach()], dim=1))
-        gates = gates.unflatten(1, (-1, sum(self.hidden))).split(self.hidden, dim=-1)
-        for layer, gate in zip(self.layers, gates, strict=False):
-            x = layer(x).relu() * gate
-        return self.layers[-1](x).squeeze(-1)  # type: ignore[no-any-return]
+        return self.towers(self.embedding_gate(x, batch["domain"]), x[:, self.prior])  # type: ignore[no-any-return]

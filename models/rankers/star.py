@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from models.layers import Inputs, Standardise, mlp
+from models.layers import Inputs, Standardise, field_columns, mlp
 from models.schema import Schema
 
 BLOCK = 64
@@ -89,8 +89,8 @@ class STAR(nn.Module):
         super().__init__()
         domains, labels = len(schema.domains), len(schema.labels)
         self.inputs = Inputs(schema, width, dropout=dropout)
-        owners = [field.name for field in schema.fields for _ in range(width)]
-        self.columns = [i for i in range(self.inputs.width) if owners[i : i + 1] != ["domain"]]
+        of_domain = field_columns(schema, width, "domain")
+        self.columns = [i for i in range(self.inputs.width) if i not in of_domain]
         self.normalise = PartitionedNorm(domains, len(self.columns))
         self.layers = nn.ModuleList(
             StarLinear(domains, into, out) for into, out in pairwise((len(self.columns), *hidden, labels))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +38,10 @@ def contest(features: Path, out: Path, *, settings: Fine, seed: int, log: Log) -
     """
     store = FeatureStore.open(features)
     encoder = Encoder(store)
-    rows = store.log("train")
+    rows, weight = fine.weighed(store.log("train"), settings.loss, seed)
+    schema = replace(store.schema, encodings=settings.encodings)
     held_out = store.log("validation")
-    model, fitted = fine.learn(encoder, store.schema, rows, held_out, settings=settings, seed=seed, log=log)
+    model, fitted = fine.learn(encoder, schema, rows, weight, held_out, settings=settings, seed=seed, log=log)
     predictions = pl.DataFrame(pa.table(chain.predict(store, encoder, model)))
     names = pl.lit(pl.Series(store.schema.domains)).gather(pl.col("domain"))
     judged = task_table(predictions.with_columns(domain=names), store.schema.labels).filter(exposure="all")

@@ -41,7 +41,8 @@ class Encoder:
             self._sequences[sequence.name] = (codes, torch.from_numpy(events["time"]), sequence.gaps)
 
     def __call__(self, rows: Rows, index: Tensor | None = None) -> Batch:
-        """A batch of the rows at `index` (all of them when it is None), with `labels` (B, T) beside the input.
+        """A batch of the rows at `index` (all of them when it is None); beside the input it has `labels` (B, T) and
+        `user` (B,), the number of the row's user.
 
         Raises ValueError for a row in a domain that the schema does not have.
         """
@@ -50,18 +51,19 @@ class Encoder:
             tensor = torch.from_numpy(values)
             return tensor if index is None else tensor[index]
 
-        item, domain = pick(rows.item).long(), pick(rows.domain).long()
+        user, item, domain = pick(rows.user).long(), pick(rows.item).long(), pick(rows.domain).long()
         if len(strange := domain[(domain < 0) | (domain >= len(self.schema.domains))]):
             raise ValueError(
                 f"column domain: {int(strange[0])} is the number of no domain; score rows of "
                 f"{', '.join(self.schema.domains)}, or train again on a log with events of the new domain"
             )
         context = pick(rows.context).long() + self._context_offsets
-        fields = torch.cat([self._users[pick(rows.user).long()], self._items[item], context], dim=1)
+        fields = torch.cat([self._users[user], self._items[item], context], dim=1)
         batch = {
             "fields": fields[:, self._order],
             "numbers": pick(rows.numbers),
             "domain": domain,
+            "user": user,
             "labels": pick(rows.labels),
         }
         if self._content is not None:
@@ -80,14 +82,22 @@ class Encoder:
 
 
 def shuffled(
-    encoder: Encoder, rows: Rows, *, size: int, seed: int, device: torch.device | str = "cpu"
+    encoder: Encoder,
+    rows: Rows,
+    *,
+    size: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    beside: Batch | None = None,
 ) -> Callable[[int], Iterator[Batch]]:
-    """Batches of `size` rows, in an order that depends on the seed and the epoch alone."""
+    """Batches of `size` rows, in an order that depends on the seed and the epoch alone; `beside` holds further columns
+    of the rows."""
 
     def epoch(number: int) -> Iterator[Batch]:
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed * 1_000 + number))
         for index in order.split(size):
-            yield to_device(encoder(rows, index), device)
+            further = {name: column[index] for name, column in (beside or {}).items()}
+            yield to_device({**encoder(rows, index), **further}, device)
 
     return epoch
 

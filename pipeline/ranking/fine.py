@@ -21,18 +21,19 @@ import torch
 from torch import Tensor, nn
 
 from models import RANKERS
-from models.objective import objective
+from models.objective import Criterion, objective
 from models.rankers.gbdt_lr import GBDTLR
 from models.schema import Schema
-from pipeline.config import Fine
+from pipeline.config import Fine, Loss
 from pipeline.evaluation.metrics import auc
 from pipeline.features.store import FeatureStore, Rows
 from pipeline.ranking.batches import Batch, Encoder, in_order, shuffled
 from pipeline.ranking.fit import Fitted, Log, fit
 from pipeline.ranking.fuse import fuse, ndcg, tune, with_recall
-from pipeline.ranking.losses import masked_bce
+from pipeline.ranking.losses import corrected_for_sampling, masked_bce, negatives_gradient, with_ranking
 from pipeline.ranking.merged import Merged
 from pipeline.ranking.trees import grow
+from pipeline.ranking.weighting import mean_shift, repeat_weights, sample_negatives
 
 RELEVANCE = "relevance"
 CHUNK = 400_000
@@ -56,12 +57,46 @@ class Ranker:
         return fuse(scores, merged.domain[merged.request], self.weights[:, :-1])
 
 
+class Calibrated(nn.Module):
+    """A ranker whose logits are shifted, each task's by its own constant (T,)."""
+
+    shift: Tensor
+
+    def __init__(self, model: nn.Module, shift: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("shift", shift)
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.model(batch) + self.shift  # type: ignore[no-any-return]
+
+
 @torch.inference_mode()
-def probabilities(model: nn.Module, encoder: Encoder, rows: Rows, size: int = 16_384) -> np.ndarray:
-    """σ of the logits: (N, T) float32. The one place where logits become probabilities."""
+def logits(model: nn.Module, encoder: Encoder, rows: Rows, size: int = 16_384) -> Tensor:
+    """The model's outputs (N, T) float32."""
     device = next(model.parameters()).device
     batches = in_order(encoder, rows, size=size, device=device)
-    return torch.cat([model(batch).sigmoid().cpu() for batch in batches]).numpy()
+    return torch.cat([model(batch).cpu() for batch in batches])
+
+
+def probabilities(model: nn.Module, encoder: Encoder, rows: Rows) -> np.ndarray:
+    """σ of the logits: (N, T) float32. The one place where logits become probabilities."""
+    return logits(model, encoder, rows).sigmoid().numpy()
+
+
+def criterion_of(loss: Loss, labels: tuple[str, ...]) -> Criterion:
+    """How the settings measure the logits of these labels.
+
+    The negatives of relevance are candidates, of which `Loss.negative_rate` says nothing.
+    """
+    criterion: Criterion = masked_bce
+    if loss.ranking != "none":
+        criterion = with_ranking(criterion, loss.ranking, loss.ranking_weight)
+    if loss.negative_rate < 1:
+        criterion = corrected_for_sampling(
+            criterion, [1.0 if one == RELEVANCE else loss.negative_rate for one in labels]
+        )
+    return criterion
 
 
 def train(features: Path, recall: Path, out: Path, *, settings: Fine, seed: int, log: Log) -> dict[str, float]:
@@ -77,11 +112,14 @@ def train(features: Path, recall: Path, out: Path, *, settings: Fine, seed: int,
     held_out = merged.only(merged.fold == "tune")
     schema = replace(store.schema, labels=(*store.schema.labels, RELEVANCE), encodings=settings.encodings)
 
-    rows = Rows.concatenate([_impressions(store.log("train")), _candidates(store, distil, settings, seed)])
+    shown, weight = weighed(store.log("train"), settings.loss, seed)
+    candidates = _candidates(store, distil, settings, seed)
+    rows = Rows.concatenate([_impressions(shown), candidates])
+    weight = np.concatenate([weight, np.ones(len(candidates), np.float32)])
     impressions = _impressions(store.log("validation"))
     impressions = impressions.take(np.flatnonzero(~np.isin(impressions.user, distil.user)))
 
-    model, fitted = learn(encoder, schema, rows, impressions, settings=settings, seed=seed, log=log)
+    model, fitted = learn(encoder, schema, rows, weight, impressions, settings=settings, seed=seed, log=log)
     scores = score_candidates(model, encoder, store, held_out)
     weights = tune(
         with_recall(scores, held_out.position),
@@ -94,6 +132,8 @@ def train(features: Path, recall: Path, out: Path, *, settings: Fine, seed: int,
         trials=settings.trials,
         seed=seed,
     )
+    batch = next(shuffled(encoder, rows, size=settings.batch_size, seed=seed)(0))
+    gradients = _gradients(model, batch, settings.loss, schema.labels) if settings.loss.ranking != "none" else {}
     ranker = Ranker(model, schema, weights)
     save(ranker, out, settings)
     fused = ranker.fuse(scores, held_out)
@@ -107,22 +147,40 @@ def train(features: Path, recall: Path, out: Path, *, settings: Fine, seed: int,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "training_impressions": int(rows.labels[:, -1].__ne__(rows.labels[:, -1]).sum()),
         "training_candidates": int((~np.isnan(rows.labels[:, -1])).sum()),
+        **gradients,
     }
 
 
+def weighed(shown: Rows, loss: Loss, seed: int) -> tuple[Rows, np.ndarray]:
+    """Those of the log's impressions that the settings train on, and how much each counts."""
+    weight = repeat_weights(shown, loss.repeat_weight)
+    rows, kept = sample_negatives(shown, loss.negative_rate, seed)
+    return rows, weight[kept]
+
+
 def learn(
-    encoder: Encoder, schema: Schema, rows: Rows, held_out: Rows, *, settings: Fine, seed: int, log: Log
-) -> tuple[nn.Module, Fitted]:
+    encoder: Encoder,
+    schema: Schema,
+    rows: Rows,
+    weight: np.ndarray,
+    held_out: Rows,
+    *,
+    settings: Fine,
+    seed: int,
+    log: Log,
+) -> tuple[Calibrated, Fitted]:
     """A new ranker with the outputs of `schema`, trained on `rows` until the AUC of the first of the log's tasks on the
-    impressions `held_out` no longer rises."""
+    impressions `held_out` no longer rises. `weight` (N,) is how much each row counts."""
     torch.manual_seed(seed)
     model = RANKERS[settings.model](schema, **settings.options)
     if isinstance(model, GBDTLR):
         grow(model, encoder, rows, seed)
     tasks = encoder.schema.labels
+    criterion = criterion_of(settings.loss, schema.labels)
+    repeats = {"weight": torch.from_numpy(weight)} if settings.loss.repeat_weight else {}
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        return objective(model, batch, masked_bce)
+        return objective(model, batch, criterion)
 
     def validate(model: nn.Module) -> dict[str, float]:
         scores = probabilities(model, encoder, held_out)
@@ -130,7 +188,7 @@ def learn(
 
     fitted = fit(
         model,
-        shuffled(encoder, rows, size=settings.batch_size, seed=seed),
+        shuffled(encoder, rows, size=settings.batch_size, seed=seed, beside=repeats),
         loss,
         validate,
         steps=-(-len(rows) // settings.batch_size),
@@ -142,7 +200,10 @@ def learn(
         patience=settings.patience,
         log=log,
     )
-    return model, fitted
+    shift = np.zeros(len(schema.labels), np.float32)
+    if settings.loss.repeat_weight:
+        shift = mean_shift(logits(model, encoder, held_out).numpy(), held_out.labels)
+    return Calibrated(model, torch.from_numpy(shift)).eval(), fitted
 
 
 def score_candidates(model: nn.Module, encoder: Encoder, store: FeatureStore, merged: Merged) -> np.ndarray:
@@ -169,7 +230,7 @@ def load(folder: Path) -> Ranker:
 
     settings = json.loads((folder / "settings.json").read_text())
     schema = Schema.from_json((folder / "schema.json").read_text())
-    model = RANKERS[settings["model"]](schema, **settings["options"])
+    model = Calibrated(RANKERS[settings["model"]](schema, **settings["options"]), torch.zeros(len(schema.labels)))
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return Ranker(model.eval(), schema, np.array(settings["fusion"]))
 
@@ -186,3 +247,12 @@ def _candidates(store: FeatureStore, merged: Merged, settings: Fine, seed: int) 
     rows = sample.rows(store)
     unknown = np.full((len(rows), len(store.schema.labels)), np.nan, np.float32)
     return replace(rows, labels=np.concatenate([unknown, sample.positive[:, None].astype(np.float32)], axis=1))
+
+
+def _gradients(model: nn.Module, batch: Batch, loss: Loss, labels: tuple[str, ...]) -> dict[str, float]:
+    """How much the loss pulls at the negatives of the first label, with and without its ranking part."""
+    scores = model(batch)
+    losses = {"negatives_gradient": loss, "negatives_gradient_without_ranking": replace(loss, ranking="none")}
+    return {
+        name: float(negatives_gradient(criterion_of(one, labels), scores, batch)[0]) for name, one in losses.items()
+    }

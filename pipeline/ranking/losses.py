@@ -1,21 +1,101 @@
-"""Losses on logits."""
+"""Losses on logits.
+
+A `Criterion` measures (B, T) logits against `batch["labels"]` (B, T), one loss a task. A NaN among the labels means
+that the task was not observed on that row: no loss, no gradient.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.objective import Criterion
+
 
 def masked_bce(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """Binary cross-entropy of (B, T) logits, averaged per task over the rows whose label is known: (T,).
+    """Binary cross-entropy, averaged per task over the rows whose label is known, by `batch["weight"]` (B,) if there
+    is one: (T,)."""
+    weight = batch["weight"] if "weight" in batch else torch.ones_like(logits[:, 0])
+    return _weighted_bce(logits, batch["labels"], weight[:, None])
 
-    A NaN in `batch["labels"]` means that the task was not observed on that row: no loss, no gradient.
+
+def watch_time(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Weighted logistic regression: a positive weighs its `batch["seconds"]` (B,), a negative 1 (Covington et al.,
+    Deep Neural Networks for YouTube Recommendations, RecSys 2016, §4.2).
+
+    The odds e^logit come to Σ seconds / negatives, which is the mean time per impression, and a little more: over its
+    share of negatives. So e^logit is what to serve, not σ.
     """
     labels = batch["labels"]
-    known = ~labels.isnan()
+    return _weighted_bce(logits, labels, torch.where(labels == 1, batch["seconds"][:, None], 1.0))
+
+
+def _weighted_bce(logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
     loss = F.binary_cross_entropy_with_logits(logits, labels.nan_to_num(0.0), reduction="none")
-    return (loss * known).sum(0) / known.sum(0).clamp(min=1)
+    weight = weight * ~labels.isnan()
+    total = weight.sum(0)
+    return (loss * weight).sum(0) / total.where(total > 0, 1.0)
+
+
+def with_ranking(criterion: Criterion, group: str, weight: float) -> Criterion:
+    """The criterion and `weight` times the pairwise logistic loss within the rows that share `batch[group]` (B,).
+
+    Where positives are rare, cross-entropy alone leaves negatives next to no gradient (Lin et al., Understanding the
+    Ranking Loss for Recommendation with Sparse User Feedback, KDD 2024).
+    """
+
+    def both(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        return criterion(logits, batch) + weight * pairwise_logistic(logits, batch["labels"], batch[group])
+
+    return both
+
+
+def corrected_for_sampling(criterion: Criterion, rates: Sequence[float]) -> Criterion:
+    """The criterion on f(x) − ln r where negatives were kept with probability r, a task's own, so that σ(f(x)) is the
+    probability before they were sampled (McMahan et al., Ad Click Prediction, KDD 2013, §4.5, as a shift)."""
+
+    def shifted(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        return criterion(logits - torch.tensor(rates, device=logits.device).log(), batch)
+
+    return shifted
+
+
+def pairwise_logistic(logits: Tensor, labels: Tensor, group: Tensor) -> Tensor:
+    """The mean of −ln σ(positive − negative) over all pairs of logits in one group (B,): (T,), 0 without a pair."""
+    positive, negative, task = pairs(labels, group)
+    loss = F.softplus((logits[negative, task] - logits[positive, task]).float())
+    total = loss.new_zeros(labels.shape[1]).index_add(0, task, loss)
+    return total / task.bincount(minlength=labels.shape[1]).clamp(min=1)
+
+
+def pairs(labels: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All pairs of a positive and a negative row of one group, for each task: rows, rows and tasks, (pairs,) each.
+
+    Negatives are sorted by group and task, so that those of a positive lie side by side. The work grows with the
+    number of pairs, not with the square of the batch.
+    """
+    tasks = labels.shape[1]
+    keys = group[:, None] * tasks + torch.arange(tasks, device=group.device)
+    rows = torch.arange(len(labels), device=group.device)[:, None].expand_as(keys)
+    positives, negatives = labels == 1, labels == 0
+    sorted_keys, order = keys[negatives].sort(stable=True)
+    begin = torch.searchsorted(sorted_keys, keys[positives])
+    count = torch.searchsorted(sorted_keys, keys[positives], right=True) - begin
+    pair = torch.repeat_interleave(count)
+    within = torch.arange(len(pair), device=group.device) - (count.cumsum(0) - count)[pair]
+    negative = rows[negatives][order[begin[pair] + within]]
+    return rows[positives][pair], negative, keys[positives][pair] % tasks
+
+
+def negatives_gradient(criterion: Criterion, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """What the criterion pulls negatives down by: the mean of its gradient over their logits, (T,)."""
+    leaf = logits.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(criterion(leaf, batch).sum(), leaf)
+    negative = batch["labels"] == 0
+    return (gradient * negative).sum(0) / negative.sum(0).clamp(min=1)
 
 
 def listwise_distillation(student: Tensor, teacher: Tensor, request: Tensor, *, temperature: float) -> Tensor:
