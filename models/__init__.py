@@ -7,6 +7,7 @@ from torch import nn
 from models.rankers.all_interaction import AllInteraction
 from models.rankers.ame import AME
 from models.rankers.cgc import CGC
+from models.rankers.composed import Composed
 from models.rankers.dcn import DCN
 from models.rankers.dcnv2 import DCNv2
 from models.rankers.deepfm import DeepFM
@@ -97,4 +98,5 @@ RANKERS: dict[str, type[nn.Module]] = {
     "hmoe": HMoE,
     "multi_embedding": MultiEmbedding,
     "heterogeneous_experts": HeterogeneousExperts,
+    "composed": Composed,
 }

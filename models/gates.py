@@ -38,17 +38,17 @@ class EmbeddingGate(nn.Module):
 
 class GatedTowers(nn.Module):
     """PPNet: a tower for each task, each hidden layer of it times GateNU(prior ‖ sg(x)) (Chang et al., PEPNet, KDD
-    2023, §3.2). `gate` is the hidden size of the one network that makes all these gates."""
+    2023, §3.2). `gate` is the hidden size of the one network that makes all these gates from the `told` numbers."""
 
-    def __init__(self, tasks: int, into: int, prior: int, hidden: tuple[int, ...], gate: int) -> None:
+    def __init__(self, tasks: int, into: int, told: int, hidden: tuple[int, ...], gate: int) -> None:
         super().__init__()
         self.hidden = hidden
-        self.gate = GateNU(prior + into, tasks * sum(hidden), gate)
+        self.gate = GateNU(told, tasks * sum(hidden), gate)
         self.layers = nn.ModuleList(BankLinear(tasks, *sizes) for sizes in pairwise((into, *hidden, 1)))
 
-    def forward(self, x: Float[Tensor, "B into"], prior: Float[Tensor, "B prior"]) -> Float[Tensor, "B T"]:
-        gates = self.gate(torch.cat([prior, x.detach()], dim=1))
-        gates = gates.unflatten(1, (-1, sum(self.hidden))).split(self.hidden, dim=-1)
+    def forward(self, x: Float[Tensor, "B ..."], told: Float[Tensor, "B told"]) -> Float[Tensor, "B T"]:
+        """From one input for all towers (B, into) or one for each (B, T, into); `told` is prior ‖ sg(x)."""
+        gates = self.gate(told).unflatten(1, (-1, sum(self.hidden))).split(self.hidden, dim=-1)
         for layer, gate in zip(self.layers, gates, strict=False):
             x = layer(x).relu() * gate
         return self.layers[-1](x).squeeze(-1)  # type: ignore[no-any-return]

@@ -8,6 +8,7 @@ input is standardised.
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -34,8 +35,11 @@ class PEPNet(nn.Module):
         self.prior = field_columns(schema, width, *prior)
         self.inputs = Inputs(schema, width, dropout=dropout)
         self.embedding_gate = EmbeddingGate(len(schema.domains), width, self.inputs.width, gate)
-        self.towers = GatedTowers(len(schema.labels), self.inputs.width, len(self.prior), hidden, gate)
+        self.towers = GatedTowers(
+            len(schema.labels), self.inputs.width, len(self.prior) + self.inputs.width, hidden, gate
+        )
 
     def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "B T"]:
         x = self.inputs(batch)
-        return self.towers(self.embedding_gate(x, batch["domain"]), x[:, self.prior])  # type: ignore[no-any-return]
+        gated = self.embedding_gate(x, batch["domain"])
+        return self.towers(gated, torch.cat([x[:, self.prior], gated.detach()], dim=1))  # type: ignore[no-any-return]

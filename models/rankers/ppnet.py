@@ -6,6 +6,7 @@ What differs from the paper is told at `models.rankers.pepnet`.
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -30,8 +31,10 @@ class PPNet(nn.Module):
         super().__init__()
         self.prior = field_columns(schema, width, *prior)
         self.inputs = Inputs(schema, width, dropout=dropout)
-        self.towers = GatedTowers(len(schema.labels), self.inputs.width, len(self.prior), hidden, gate)
+        self.towers = GatedTowers(
+            len(schema.labels), self.inputs.width, len(self.prior) + self.inputs.width, hidden, gate
+        )
 
     def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "B T"]:
         x = self.inputs(batch)
-        return self.towers(x, x[:, self.prior])  # type: ignore[no-any-return]
+        return self.towers(x, torch.cat([x[:, self.prior], x.detach()], dim=1))  # type: ignore[no-any-return]
