@@ -225,7 +225,7 @@ class Zoo:
     search: dict[str, Space] = field(
         default_factory=lambda: {
             "learning_rate": Space(0.001, 0.01, log=True),
-            "embedding_decay": Space(0.001, 1.0, log=True),
+            "embedding_decay": Space(0.01, 30.0, log=True),
             "options.dropout": Space(0.0, 0.3),
         }
     )

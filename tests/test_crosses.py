@@ -97,7 +97,7 @@ def test_low_rank_experts_against_a_loop() -> None:
     gate = experts.gate.score
 
     def slow(x: list[float]) -> list[float]:
-        scores = [math.exp(score) for score in affine(gate.weight, gate.bias, x)]
+        scores = [math.exp(score) for score in affine(gate.weight[0].T, gate.bias[0], x)]
         total = [0.0] * 3
         for i, score in enumerate(scores):
             hidden = [max(0.0, h) for h in affine(V.weight[i].T, V.bias[i], x)]
