@@ -1,4 +1,4 @@
-"""Experts in groups: one group for each task, and one that all tasks share."""
+"""Experts: in groups, one for each task and one that all tasks share; of a table of their own; with an interaction."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from models.crosses import Cross, CrossNetwork
 from models.gates import SoftmaxGate
-from models.layers import Bank, Inputs, Tables, mix
+from models.interactions import CIN, FMPairs, InnerProducts
+from models.layers import Bank, Inputs, Tables, mix, mlp
 from models.schema import Schema
 
 
@@ -57,6 +59,20 @@ class Extraction(nn.Module):
         return torch.cat([out, mix(self.shared_gate(for_shared), experts)], dim=1)
 
 
+def extraction(
+    levels: int, into: int, tasks: int, own: int, shared: int, hidden: tuple[int, ...], gate_dropout: float
+) -> nn.Sequential:
+    """`levels` of extraction on top of each other: from (B, into) to one output for each task (B, T, D), and without a
+    level to what came in."""
+    sizes = (into, *[hidden[-1]] * (levels - 1))[:levels]
+    return nn.Sequential(
+        *(
+            Extraction(size, tasks, own, shared, hidden, gate_dropout, top=level == levels)
+            for level, size in enumerate(sizes, start=1)
+        )
+    )
+
+
 class TableExperts(nn.Module):
     """A table of embeddings for each label and one they share, and for each table `experts` that see no other (Su et
     al., STEM, AAAI 2024).
@@ -84,3 +100,26 @@ class TableExperts(nn.Module):
         own, shared = vectors[:, :-1], vectors[:, -1:]
         told = torch.cat([own, shared.expand_as(own)], dim=2)
         return told, self.experts(vectors.repeat_interleave(self.each, dim=1))
+
+
+class InteractingExpert(nn.Module):
+    """What a table's vectors say: they, their interaction and the numbers, through layers `hidden` with ReLU."""
+
+    def __init__(self, interaction: str, vectors: int, width: int, numbers: int, hidden: tuple[int, ...]) -> None:
+        super().__init__()
+        flat = vectors * width
+        made: dict[str, nn.Module] = {
+            "fm": FMPairs(width),
+            "ipnn": InnerProducts(vectors),
+            "cin": CIN(vectors, (16, 16)),
+            "dcnv2": nn.Sequential(nn.Flatten(), CrossNetwork(Cross(nn.Linear(flat, flat)) for _ in range(2))),
+        }
+        if interaction not in ("none", *made):
+            raise ValueError(f"interaction {interaction!r} is unknown; it is one of none, {', '.join(made)}")
+        self.interaction = made.get(interaction)
+        extra = 0 if self.interaction is None else getattr(self.interaction, "width", flat)
+        self.net = nn.Sequential(mlp(flat + extra + numbers, *hidden), nn.ReLU())
+
+    def forward(self, vectors: Float[Tensor, "B N D"], numbers: Float[Tensor, "B M"]) -> Float[Tensor, "B out"]:
+        crossed = [] if self.interaction is None else [self.interaction(vectors)]
+        return self.net(torch.cat([vectors.flatten(1), *crossed, numbers], dim=1))  # type: ignore[no-any-return]

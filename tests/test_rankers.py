@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models import RANKERS, Schema
+from models.domains import BLOCK, PartitionedNorm, blocks
 from models.layers import mlp
 from models.objective import objective
-from models.rankers.star import BLOCK, PartitionedNorm, blocks
 from models.schema import Field, Number, Sequence
 from pipeline.ranking.losses import masked_bce
 

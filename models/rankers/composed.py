@@ -13,11 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from models.crosses import Cross, CrossNetwork
-from models.experts import Extraction
+from models.experts import InteractingExpert, extraction
 from models.gates import EmbeddingGate, GatedTowers, SoftmaxGate
-from models.interactions import CIN, FMPairs, InnerProducts
-from models.layers import Bank, FieldVectors, Inputs, field_columns, mix, mlp
+from models.layers import Bank, FieldVectors, Inputs, field_columns, mix
 from models.objective import Criterion
 from models.recurrent import InterestEvolution, InterestMemory
 from models.schema import Schema
@@ -31,29 +29,6 @@ ENCODERS: dict[str, Factory] = {
     "sim": partial(Search, category="category"),
     "tim": TemporalInterest,
 }
-
-
-class Expert(nn.Module):
-    """What a table's vectors say: they, their interaction and the numbers, through layers `hidden` with ReLU."""
-
-    def __init__(self, interaction: str, vectors: int, width: int, numbers: int, hidden: tuple[int, ...]) -> None:
-        super().__init__()
-        flat = vectors * width
-        made: dict[str, nn.Module] = {
-            "fm": FMPairs(width),
-            "ipnn": InnerProducts(vectors),
-            "cin": CIN(vectors, (16, 16)),
-            "dcnv2": nn.Sequential(nn.Flatten(), CrossNetwork(Cross(nn.Linear(flat, flat)) for _ in range(2))),
-        }
-        if interaction not in ("none", *made):
-            raise ValueError(f"interaction {interaction!r} is unknown; it is one of none, {', '.join(made)}")
-        self.interaction = made.get(interaction)
-        extra = 0 if self.interaction is None else getattr(self.interaction, "width", flat)
-        self.net = nn.Sequential(mlp(flat + extra + numbers, *hidden), nn.ReLU())
-
-    def forward(self, vectors: Float[Tensor, "B N D"], numbers: Float[Tensor, "B M"]) -> Float[Tensor, "B out"]:
-        crossed = [] if self.interaction is None else [self.interaction(vectors)]
-        return self.net(torch.cat([vectors.flatten(1), *crossed, numbers], dim=1))  # type: ignore[no-any-return]
 
 
 class Composed(nn.Module):
@@ -95,18 +70,13 @@ class Composed(nn.Module):
         self.embedding_gate = EmbeddingGate(len(schema.domains), width, into, gate) if epnet else None
         self.vectors = FieldVectors(schema, tables * width)
         self.experts = nn.ModuleList(
-            Expert(interaction, len(self.vectors), width, numbers, hidden) for _ in range(tables)
+            InteractingExpert(interaction, len(self.vectors), width, numbers, hidden) for _ in range(tables)
         )
         self.table_gate = SoftmaxGate(into, 1, tables, gate_dropout) if tables > 1 else None
-        self.extraction = nn.Sequential(
-            *(
-                Extraction(hidden[-1], tasks, own, shared, hidden[-1:], gate_dropout, top=level == levels)
-                for level in range(1, levels + 1)
-            )
-        )
+        self.extraction = extraction(levels, hidden[-1], tasks, own, shared, hidden[-1:], gate_dropout)
         self.gated = ppnet
-        told = len(self.prior) + into
-        self.towers = GatedTowers(tasks, hidden[-1], told, tower, gate) if ppnet else Bank(tasks, hidden[-1], *tower, 1)
+        told, h = len(self.prior) + into, hidden[-1]
+        self.towers = GatedTowers(tasks, h, told, tower, gate) if ppnet else Bank(tasks, h, *tower, 1)
 
     def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "B T"]:
         return self.score(self.inputs(batch), batch)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from models.experts import Extraction
+from models.experts import extraction
 from models.layers import Bank, Inputs
 from models.schema import Schema
 
@@ -36,12 +36,7 @@ class PLE(nn.Module):
         super().__init__()
         tasks = len(schema.labels)
         self.inputs = Inputs(schema, width, dropout=dropout)
-        self.levels = nn.Sequential(
-            *(
-                Extraction(into, tasks, own, shared, hidden, gate_dropout, top=level == levels)
-                for level, into in enumerate((self.inputs.width, *[hidden[-1]] * (levels - 1)), start=1)
-            )
-        )
+        self.levels = extraction(levels, self.inputs.width, tasks, own, shared, hidden, gate_dropout)
         self.towers = Bank(tasks, hidden[-1], *tower, 1)
 
     def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "B T"]:

@@ -11,67 +11,15 @@ constant, and a constant divided by its deviation is noise.
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from models.layers import Inputs, Standardise, field_columns, mlp
+from models.domains import BLOCK, PartitionedNorm, StarLinear, blocks
+from models.layers import Inputs, field_columns, mlp
 from models.schema import Schema
-
-BLOCK = 64
-
-
-class PartitionedNorm(nn.Module):
-    """(γ γ_p)(z − E_p) / √(Var_p + ε) + (β + β_p) (§4.2)."""
-
-    def __init__(self, domains: int, width: int) -> None:
-        super().__init__()
-        self.standardise = Standardise(domains, width)
-        self.scale = nn.Parameter(torch.ones(width))
-        self.shift = nn.Parameter(torch.zeros(width))
-        self.domain_scale = nn.Parameter(torch.ones(domains, width))
-        self.domain_shift = nn.Parameter(torch.zeros(domains, width))
-
-    def forward(self, z: Float[Tensor, "B D"], domain: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
-        scale = (self.scale * self.domain_scale).index_select(0, domain)
-        shift = (self.shift + self.domain_shift).index_select(0, domain)
-        return torch.addcmul(shift, self.standardise(z, domain), scale)
-
-
-def blocks(domain: Int[Tensor, " B"], domains: int) -> tuple[Int[Tensor, " B"], Int[Tensor, " N"]]:
-    """Room for the rows in N blocks of `BLOCK` places with one domain each: every row's place, every block's domain.
-
-    N depends on the number of rows alone and suffices for any mixture of domains; blocks may be left empty.
-    """
-    domain, order = domain.sort(stable=True)
-    count = domain.new_zeros(domains).index_add(0, domain, torch.ones_like(domain))
-    size = (count + BLOCK - 1) // BLOCK
-    blocks_end, rows_end = size.cumsum(0), count.cumsum(0)
-    within = torch.arange(len(domain), device=domain.device) - (rows_end - count)[domain]
-    place = torch.empty_like(order).index_copy(0, order, (blocks_end - size)[domain] * BLOCK + within)
-    block = torch.arange(len(domain) // BLOCK + domains, device=domain.device)
-    return place, torch.searchsorted(blocks_end, block, right=True).clamp(max=domains - 1)
-
-
-class StarLinear(nn.Module):
-    """W_p ⊙ W and b_p + b (§4.3): a linear layer for all domains and its correction for each, which begins as none."""
-
-    def __init__(self, domains: int, into: int, out: int) -> None:
-        super().__init__()
-        bound = 1 / math.sqrt(into)
-        self.weight = nn.Parameter(torch.empty(into, out).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(out).uniform_(-bound, bound))
-        self.domain_weight = nn.Parameter(torch.ones(domains, into, out))
-        self.domain_bias = nn.Parameter(torch.zeros(domains, out))
-
-    def forward(self, x: Float[Tensor, "N block into"], domain: Int[Tensor, " N"]) -> Float[Tensor, "N block out"]:
-        """Blocks of rows, each of one domain."""
-        weight = self.weight * self.domain_weight
-        bias = self.bias + self.domain_bias
-        return torch.bmm(x, weight.index_select(0, domain)) + bias.index_select(0, domain)[:, None]
 
 
 class STAR(nn.Module):
