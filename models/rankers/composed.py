@@ -1,8 +1,7 @@
 """Composed: parts of the other rankers on top of each other, chosen by hyper-parameters; it is no paper's.
 
-histories by an encoder → EPNet → K tables, each with an interaction expert of its own → CGC or PLE → towers with PPNet.
-Every part may be left out. TIM under PEPNet over PLE with two tables is
-`encoder="tim", tables=2, levels=2, epnet=True, ppnet=True`.
+Encoder of the histories → EPNet → K tables, each with an interaction → CGC or PLE → towers with PPNet. TIM under PEPNet
+over PLE with two tables is `encoder="tim", tables=2, levels=2, epnet=True, ppnet=True`.
 """
 
 from __future__ import annotations
@@ -74,7 +73,6 @@ class Composed(nn.Module):
         )
         self.table_gate = SoftmaxGate(into, 1, tables, gate_dropout) if tables > 1 else None
         self.extraction = extraction(levels, hidden[-1], tasks, own, shared, hidden[-1:], gate_dropout)
-        self.gated = ppnet
         told, h = len(self.prior) + into, hidden[-1]
         self.towers = GatedTowers(tasks, h, told, tower, gate) if ppnet else Bank(tasks, h, *tower, 1)
 
@@ -97,6 +95,6 @@ class Composed(nn.Module):
         said = [expert(own, numbers) for expert, own in zip(self.experts, vectors, strict=True)]
         mixed = said[0] if self.table_gate is None else mix(self.table_gate(x), torch.stack(said, dim=1)).flatten(1)
         extracted = self.extraction(mixed)
-        if self.gated:
+        if isinstance(self.towers, GatedTowers):
             return self.towers(extracted, torch.cat([ids, x.detach()], dim=1))  # type: ignore[no-any-return]
         return self.towers(extracted).flatten(1)  # type: ignore[no-any-return]
