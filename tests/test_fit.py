@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from models.layers import BankLinear
 from pipeline.ranking.fit import fit
 
 INPUT = torch.randn(256, 3, generator=torch.Generator().manual_seed(0))
@@ -61,7 +62,7 @@ def test_equal_seeds_give_equal_weights():
 
 
 def test_decay_falls_on_matrices_and_tables_as_asked_and_never_on_biases():
-    model = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 1))
+    model = nn.Sequential(nn.Embedding(4, 3), BankLinear(2, 3, 1))
     before = [parameter.detach().clone() for parameter in model.parameters()]
 
     def nothing(model, batch):

@@ -118,9 +118,11 @@ def _groups(
 ) -> list[dict[str, object]]:
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     others = {id(parameter) for parameter in excluded}
-    parameters = [parameter for parameter in model.parameters() if id(parameter) not in others]
-    embeddings = [parameter for parameter in parameters if id(parameter) in tables]
-    matrices = [parameter for parameter in parameters if id(parameter) not in tables and parameter.ndim > 1]
-    vectors = [parameter for parameter in parameters if id(parameter) not in tables and parameter.ndim <= 1]
-    groups = [(embeddings, embedding_decay), (matrices, weight_decay), (vectors, 0.0)]
-    return [{"params": members, "weight_decay": decay} for members, decay in groups if members]
+    groups: dict[str, list[nn.Parameter]] = {"embeddings": [], "matrices": [], "vectors": []}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in others:
+            continue
+        matrix = parameter.ndim > 1 and not name.endswith("bias")
+        groups["embeddings" if id(parameter) in tables else "matrices" if matrix else "vectors"].append(parameter)
+    decay = {"embeddings": embedding_decay, "matrices": weight_decay, "vectors": 0.0}
+    return [{"params": members, "weight_decay": decay[kind]} for kind, members in groups.items() if members]
