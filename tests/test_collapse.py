@@ -34,3 +34,6 @@ def test_each_field_is_measured_on_its_own_part_of_the_table() -> None:
     assert found["user_id"] == pytest.approx(1, rel=1e-4)
     assert found["item_id"] > 2.5
     assert by_field(nn.Linear(1, 1), schema) == {}
+    fm = RANKERS["fm"](schema, width=4)
+    nn.init.ones_(fm.linear.weights.table.weight)
+    assert by_field(fm, schema)["item_id"] > 2.5

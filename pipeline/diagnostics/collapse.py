@@ -18,14 +18,16 @@ def information_abundance(table: np.ndarray) -> float:
 
 
 def by_field(model: nn.Module, schema: Schema) -> dict[str, float]:
-    """The information abundance of each field's part of the model's fused table.
+    """The information abundance of each field's part of the model's fused table, of several tables the widest.
 
-    Fields with fewer codes than the table is wide cannot fill it and are left out. Empty for a model without a table.
+    Fields with fewer codes than the table is wide cannot fill it and are left out. Empty for a model without such a
+    table.
     """
-    tables = [module.table.weight for module in model.modules() if isinstance(module, FieldEmbedding)]
-    if not tables:
+    embeddings = [module.table for module in model.modules() if isinstance(module, FieldEmbedding)]
+    whole = [table.weight for table in embeddings if table.num_embeddings == schema.table_size]
+    if not whole:
         return {}
-    weights = tables[0].detach().cpu().numpy()
+    weights = max(whole, key=lambda table: table.shape[1]).detach().cpu().numpy()
     return {
         field.name: information_abundance(weights[offset : offset + field.size])
         for field, offset in zip(schema.fields, schema.offsets, strict=True)
