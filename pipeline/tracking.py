@@ -26,6 +26,7 @@ from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 EXPERIMENT = "recfunnel"
+OPENS_WITH_RUNS = {"mlflow.experimentKind": "custom_model_development"}
 CHAMPION = "champion"
 LONGEST_PARAMETER = 500
 MODEL_FILES = ("*.safetensors", "*.json")
@@ -161,4 +162,5 @@ def _experiment(folder: Path) -> str:
     store = client(folder)
     if found := store.get_experiment_by_name(EXPERIMENT):
         return str(found.experiment_id)
-    return str(store.create_experiment(EXPERIMENT, artifact_location=(folder.resolve() / "mlruns").as_uri()))
+    place = (folder.resolve() / "mlruns").as_uri()
+    return str(store.create_experiment(EXPERIMENT, artifact_location=place, tags=OPENS_WITH_RUNS))
