@@ -126,15 +126,16 @@ def _print(summary: pl.DataFrame, results: pl.DataFrame, metric: str, bounds: di
     console = Console(width=100)
     shown = Table(
         "model", metric, "ahead of flat_dnn", "wins", "parameters", "rows/s", "ms/300",
-        title=f"test slice, mean over {results['seed'].n_unique()} seeds",
+        title=f"test slice, mean over {results['seed'].n_unique()} seeds: ± standard deviation; ahead: ± 95 % interval",
     )  # fmt: skip
     for row in summary.iter_rows(named=True):
-        interval = "" if row["low"] is None else f" ({row['low']:+.4f} to {row['high']:+.4f})"
+        compared = row["ahead"] is not None and row["model"] != leaderboard.BASELINE
+        interval = "" if row["high"] is None else f" ± {row['high'] - row['ahead']:.4f}"
         shown.add_row(
             row["model"],
             f"{row['mean']:.4f} ± {row['std'] or 0:.4f}",
-            "—" if row["ahead"] is None else f"{row['ahead']:+.4f}{interval}",
-            "—" if row["ahead"] is None else f"{row['wins']}/{row['seeds']}",
+            f"{row['ahead']:+.4f}{interval}" if compared else "—",
+            f"{row['wins']}/{row['seeds']}" if compared else "—",
             f"{row['parameters']:,.0f}",
             f"{row['rows_per_second']:,.0f}",
             f"{row['ms_per_300']:.1f}",
