@@ -70,17 +70,18 @@ def test_a_contest_judges_every_task_and_domain(small_run: Path, tmp_path: Path)
     assert told["ms_per_300"] > 0
 
 
-def test_the_zoo_tunes_trains_and_goes_on_after_a_failure(server: str, small_run: Path) -> None:
+def test_the_zoo_tunes_trains_and_goes_on_after_a_failure(server: str, tmp_path: Path) -> None:
     """MMoE without a hidden layer is no network; LR beside it is judged all the same, and kept when asked again."""
     arguments = ("zoo", CONFIGS / "small.toml", *TINY, "zoo.trials=1", "zoo.seeds=2")
     broken = ("fine.model=mmoe", "fine.options.hidden=[]", "--models", "mmoe,lr")
-    runs = [recfunnel(*arguments, *broken, server=server, folder=small_run.parents[1]).communicate() for _ in range(2)]
+    runs = [recfunnel(*arguments, *broken, server=server, folder=tmp_path).communicate() for _ in range(2)]
     for out, errors in runs:
         assert "mmoe failed" in out, out + errors
         assert "IndexError" in errors
     again = runs[1][0].splitlines()
     assert sum("unchanged, kept" in line for line in again if line.startswith("zoo_lr_")) == 3
-    board = pl.read_csv(small_run / "leaderboard.csv")
+    root = tmp_path / "data/small"
+    board = pl.read_csv(root / "leaderboard.csv")
     assert board.select("model", "seeds").rows() == [("lr", 2)]
-    assert pl.read_csv(small_run / "results.csv")["seed"].to_list() == [1, 2]
-    assert (small_run / "leaderboard.png").exists()
+    assert pl.read_csv(root / "results.csv")["seed"].to_list() == [1, 2]
+    assert (root / "leaderboard.png").exists()
