@@ -260,9 +260,10 @@ def test_squeeze_excite_against_a_loop() -> None:
     torch.testing.assert_close(net(vectors), torch.tensor([slow(*row) for row in vectors.tolist()]))
 
 
-def test_senet_without_excitement_is_a_plain_network_on_half_of_every_vector() -> None:
+def test_senet_without_excitement_is_a_plain_network_on_half_of_every_vector_and_the_numbers() -> None:
     """σ(0) = ½ for all fields."""
     model, batch = lively(build("senet")), pack(examples(20))
     nn.init.zeros_(model.weigh.excite.weight)
-    plain = model.net(model.vectors(model.inputs(batch)).flatten(1) / 2)
+    x = model.inputs(batch)
+    plain = model.net(torch.cat([model.vectors(x).flatten(1) / 2, x[:, -2:]], dim=1))
     torch.testing.assert_close(model(batch), plain)

@@ -1,9 +1,9 @@
 """SENet: Hu et al., Squeeze-and-Excitation Networks, CVPR 2018 (arXiv:1709.01507), with fields for channels as in
 Huang et al., FiBiNET, RecSys 2019, §3.2 (arXiv:1905.09433).
 
-Each field's vector is squeezed to its mean, and all fields are weighted by σ(W₂ ReLU(W₁ z)) before the MLP. Differs
-from FiBiNET: σ as in Hu et al. in the place of its last ReLU, which may lose a field for good, and an MLP in the
-place of its bilinear interactions.
+Each field's vector is squeezed to its mean, and all fields are weighted by σ(W₂ ReLU(W₁ z)) before the MLP, which has
+the numbers beside them. Differs from FiBiNET: σ as in Hu et al. in the place of its last ReLU, which may lose a field
+for good, and an MLP in the place of its bilinear interactions.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class SENet(nn.Module):
         self.inputs = Inputs(schema, width, dropout=dropout)
         self.vectors = FieldVectors(schema, width)
         self.weigh = SqueezeExcite(len(self.vectors), reduction)
-        self.net = mlp(width * len(self.vectors), *hidden, len(schema.labels))
+        self.net = mlp(width * len(self.vectors) + len(schema.numbers), *hidden, len(schema.labels))
 
     def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "B T"]:
-        return self.net(self.weigh(self.vectors(self.inputs(batch))).flatten(1))  # type: ignore[no-any-return]
+        x = self.inputs(batch)
+        weighed = self.weigh(self.vectors(x)).flatten(1)
+        return self.net(torch.cat([weighed, x[:, self.vectors.embedded :]], dim=1))  # type: ignore[no-any-return]
