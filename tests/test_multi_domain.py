@@ -318,7 +318,7 @@ def products_and_vectors(vectors: Tensor) -> Tensor:
 def test_multi_embedding_table_by_table() -> None:
     model, batch = lively(build("multi_embedding", tables=3, width=4)), pack(examples(12))
     x = model.inputs(batch)
-    tables = [products_and_vectors(table) for table in model.vectors(x).split(4, dim=2)]
+    tables = [torch.cat([products_and_vectors(one), x[:, -2:]], dim=1) for one in model.vectors(x).split(4, dim=2)]
     experts = [forward_bank(model.experts, k, table) for k, table in enumerate(tables)]
     for task in range(2):
         gate = (x @ model.gates.score.weight[task] + model.gates.score.bias[task]).softmax(1)
@@ -331,7 +331,8 @@ def test_heterogeneous_experts_read_their_own_table() -> None:
     model, batch = lively(build("heterogeneous_experts", width=4)), pack(examples(12))
     x = model.inputs(batch)
     first, second = model.vectors(x).split([16, 4], dim=2)
-    seen = model.group_pairs(first), first.flatten(1), products_and_vectors(second)
+    flat_dnn, ipnn = (torch.cat([part, x[:, -2:]], dim=1) for part in (first.flatten(1), products_and_vectors(second)))
+    seen = model.group_pairs(first), flat_dnn, ipnn
     experts = [expert(part) for expert, part in zip(model.experts, seen, strict=True)]
     for task in range(2):
         gate = (x @ model.gates.score.weight[task] + model.gates.score.bias[task]).softmax(1)

@@ -41,7 +41,8 @@ class HeterogeneousExperts(nn.Module):
         self.vectors = FieldVectors(schema, first + second)
         self.group_pairs = GwPFMPairs(roles, width)
         self.products = InnerProducts(len(roles))
-        seen = (width, len(roles) * first, self.products.width + len(roles) * second)
+        numbers = len(schema.numbers)
+        seen = (width, len(roles) * first + numbers, self.products.width + len(roles) * second + numbers)
         self.experts = nn.ModuleList(nn.Sequential(mlp(into, *hidden), nn.ReLU()) for into in seen)
         self.gates = SoftmaxGate(self.inputs.width, tasks, len(seen), gate_dropout)
         self.towers = Bank(tasks, hidden[-1], *tower, 1)
@@ -49,7 +50,9 @@ class HeterogeneousExperts(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "B T"]:
         x = self.inputs(batch)
         first, second = self.vectors(x).split(self.sizes, dim=2)
-        ipnn = torch.cat([self.products(second), second.flatten(1)], dim=1)
-        seen = self.group_pairs(first), first.flatten(1), ipnn
+        numbers = x[:, self.vectors.embedded :]
+        flat_dnn = torch.cat([first.flatten(1), numbers], dim=1)
+        ipnn = torch.cat([self.products(second), second.flatten(1), numbers], dim=1)
+        seen = self.group_pairs(first), flat_dnn, ipnn
         experts = torch.stack([expert(part) for expert, part in zip(self.experts, seen, strict=True)], dim=1)
         return self.towers(mix(self.gates(x), experts)).flatten(1)  # type: ignore[no-any-return]

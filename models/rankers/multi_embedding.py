@@ -2,7 +2,8 @@
 (arXiv:2310.04400), §5; with gates as in Pan et al., Ads Recommendation in a Collapsed and Entangled World, KDD 2024.
 
 Several narrow tables, each with an interaction of its own and ReLU behind it, instead of one wide table. The tables
-are looked up as one. The interaction is IPNN's: inner products of all pairs of vectors next to the vectors.
+are looked up as one. The interaction is IPNN's: inner products of all pairs of vectors next to the vectors; the numbers
+stand beside them.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class MultiEmbedding(nn.Module):
         self.inputs = Inputs(schema, tables * width, dropout=dropout)
         self.vectors = FieldVectors(schema, tables * width)
         self.products = InnerProducts(len(self.vectors))
-        self.experts = Bank(tables, self.products.width + len(self.vectors) * width, *hidden, activate_last=True)
+        seen = self.products.width + len(self.vectors) * width + len(schema.numbers)
+        self.experts = Bank(tables, seen, *hidden, activate_last=True)
         self.gates = SoftmaxGate(self.inputs.width, tasks, tables, gate_dropout)
         self.towers = Bank(tasks, hidden[-1], *tower, 1)
 
@@ -46,5 +48,6 @@ class MultiEmbedding(nn.Module):
         x = self.inputs(batch)
         by_table = self.vectors(x).unflatten(2, (self.tables, -1)).transpose(1, 2)
         products = self.products(by_table.flatten(0, 1)).view(len(x), self.tables, self.products.width)
-        experts = self.experts(torch.cat([products, by_table.flatten(2)], dim=2))
+        numbers = x[:, None, self.vectors.embedded :].expand(-1, self.tables, -1)
+        experts = self.experts(torch.cat([products, by_table.flatten(2), numbers], dim=2))
         return self.towers(mix(self.gates(x), experts)).flatten(1)  # type: ignore[no-any-return]
