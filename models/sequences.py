@@ -33,11 +33,17 @@ def segment_sum(values: Float[Tensor, "S D"], row: Int[Tensor, " S"], rows: int)
     return values.new_zeros(rows, values.shape[1]).index_add(0, row, values)
 
 
+def segment_log_softmax(scores: Float[Tensor, " S"], row: Int[Tensor, " S"], rows: int) -> Float[Tensor, " S"]:
+    """log softmax within each row's scores."""
+    highest = scores.new_full((rows,), -math.inf).scatter_reduce(0, row, scores.detach(), "amax")
+    shifted = scores - highest.index_select(0, row)
+    total = segment_sum(shifted.exp()[:, None], row, rows).flatten()
+    return shifted - total.log().index_select(0, row)
+
+
 def segment_softmax(scores: Float[Tensor, " S"], row: Int[Tensor, " S"], rows: int) -> Float[Tensor, " S"]:
     """The softmax of each row's scores."""
-    highest = scores.new_full((rows,), -math.inf).scatter_reduce(0, row, scores.detach(), "amax")
-    powers = (scores - highest.index_select(0, row)).exp()
-    return powers / segment_sum(powers[:, None], row, rows).flatten().index_select(0, row)
+    return segment_log_softmax(scores, row, rows).exp()
 
 
 def places(row: Int[Tensor, " S"], rows: int, length: int) -> Int[Tensor, " S"]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from models.sequences import segment_log_softmax
 from pipeline.ranking.losses import (
     corrected_for_sampling,
     listwise_distillation,
@@ -11,7 +12,6 @@ from pipeline.ranking.losses import (
     negatives_gradient,
     pairs,
     pairwise_logistic,
-    segment_log_softmax,
     watch_time,
     with_ranking,
 )

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.objective import Criterion
+from models.sequences import segment_log_softmax
 
 
 def masked_bce(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
@@ -105,18 +106,6 @@ def listwise_distillation(student: Tensor, teacher: Tensor, request: Tensor, *, 
     `student` and `teacher` are (N,) logits, `request` (N,) int64 in 0 … R-1; returns the mean over the R requests.
     """
     count = int(request.max()) + 1 if len(request) else 0
-    target = segment_softmax(teacher / temperature, request, count)
+    target = segment_log_softmax(teacher / temperature, request, count).exp()
     log_probability = segment_log_softmax(student / temperature, request, count)
     return -(target * log_probability).sum() / max(count, 1)
-
-
-def segment_log_softmax(scores: Tensor, segment: Tensor, count: int) -> Tensor:
-    """log softmax of (N,) scores within each of `count` segments."""
-    highest = scores.new_full((count,), -torch.inf).scatter_reduce(0, segment, scores.detach(), "amax")
-    shifted = scores - highest[segment]
-    total = scores.new_zeros(count).index_add(0, segment, shifted.exp())
-    return shifted - total.log()[segment]
-
-
-def segment_softmax(scores: Tensor, segment: Tensor, count: int) -> Tensor:
-    return segment_log_softmax(scores, segment, count).exp()
