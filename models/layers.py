@@ -199,6 +199,12 @@ def vector_roles(schema: Schema) -> tuple[Role, ...]:
     return (*(field.role for field in schema.fields), *of_histories, *of_encodings, *with_numbers)
 
 
+def embedded_vectors(schema: Schema) -> int:
+    """How many of the `FieldVectors` are embeddings, which `Inputs` has before the numbers."""
+    histories = sum(len(sequence.fields) for sequence in schema.sequences)
+    return len(schema.fields) + histories + len(schema.encodings)
+
+
 class FieldVectors(nn.Module):
     """What interactions pair: N vectors of D numbers a row, read off the vector that `Inputs` of the same width gives.
 
@@ -211,7 +217,7 @@ class FieldVectors(nn.Module):
         with_numbers = dict.fromkeys(number.role for number in schema.numbers)
         self.roles = vector_roles(schema)
         self.width = width
-        self.embedded = width * (len(self.roles) - len(with_numbers))
+        self.embedded = width * embedded_vectors(schema)
         self.columns = [schema.number_positions(role) for role in with_numbers]
         self.maps = nn.ModuleList(nn.Linear(len(columns), width, bias=False) for columns in self.columns)
 
@@ -233,8 +239,7 @@ class Tables(nn.Module):
 
     def __init__(self, schema: Schema, widths: Sequence[int]) -> None:
         super().__init__()
-        histories = sum(len(sequence.fields) for sequence in schema.sequences)
-        self.vectors = len(schema.fields) + histories + len(schema.encodings)
+        self.vectors = embedded_vectors(schema)
         self.widths = list(widths)
         self.sizes = [self.vectors * width + len(schema.numbers) for width in widths]
 

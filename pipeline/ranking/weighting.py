@@ -28,6 +28,8 @@ def repeat_weights(rows: Rows, strength: float) -> npt.NDArray[np.float32]:
     Repeated exposures are clicked less; counting more, they pull down what their users have had enough of (Pan et al.,
     Ads Recommendation in a Collapsed and Entangled World, KDD 2024, §6.2). `mean_shift` puts the mean right again.
     """
+    if strength == 0:
+        return np.ones(len(rows), np.float32)
     return (1 + strength * np.log1p(earlier_exposures(rows.user, rows.item, rows.time))).astype(np.float32)
 
 
@@ -37,6 +39,8 @@ def sample_negatives(rows: Rows, rate: float, seed: int) -> tuple[Rows, npt.NDAr
     One draw a row decides for all its tasks. A row with a positive stays, though its other labels may become unknown,
     so that each task's negatives are kept with the same probability whatever the other tasks say.
     """
+    if rate == 1:
+        return rows, np.ones(len(rows), dtype=bool)
     drawn = np.random.default_rng(seed).random(len(rows)) < rate
     labels = np.where((rows.labels == 0) & ~drawn[:, None], np.float32(np.nan), rows.labels)
     kept = drawn | ~np.isnan(labels).all(axis=1)
