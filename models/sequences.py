@@ -71,6 +71,26 @@ def unpad(padded: Shaped[Tensor, "rows length D"], place: Int[Tensor, " S"]) -> 
     return functional.pad(padded.flatten(0, 1), (0, 0, 0, 1)).index_select(0, place)
 
 
+def at_places(
+    place: Int[Tensor, " S"],
+    length: int,
+    query: Float[Tensor, "B D"],
+    events: Float[Tensor, "S D"],
+    gap: Int[Tensor, " S"],
+    row: Int[Tensor, " S"],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What an encoder is called with for the events that have one of `length` places a row (`places`), in as many as
+    there are places, so that the shape is known.
+
+    Empty places belong to a row after the last, which is to be cut off from what the encoder returns.
+    """
+    rows = len(query)
+    owner = row.new_full((rows * length + 1,), rows).index_copy(0, place, row)[:-1]
+    kept = pad(events, place, rows, length).flatten(0, 1)
+    ages = pad(gap[:, None], place, rows, length).flatten()
+    return functional.pad(query, (0, 0, 0, 1)), kept, ages, owner
+
+
 class Pooling(nn.Module):
     """The mean or the sum of a row's events (Covington et al., Deep Neural Networks for YouTube Recommendations,
     RecSys 2016, §3).
@@ -158,21 +178,24 @@ class TemporalInterest(nn.Module):
     """TIN's temporal interest module (Zhou et al., Temporal Interest Network for User Response Prediction, WWW 2024):
     Σ_i α(b̃_i, t̃) · (b̃_i ⊙ t̃) with b̃_i = b_i + p(Δt_i) and t̃ = t + p(0).
 
-    α is the softmax over the history of ⟨b̃_i, t̃⟩ / √D. p begins greater than other embeddings, else the products of
-    two small vectors would take long to say anything.
+    α is the softmax over the history of ⟨b̃_i, t̃⟩ / √D. Row 0 of p is the candidate's own, row 1 + k that of bucket k.
+    p(0) begins at 1, so that what the network first meets is the mean of the history and not the products of two small
+    vectors, which would take long to say anything.
     """
 
     def __init__(self, width: int, sequence: Sequence) -> None:
         super().__init__()
-        self.gap = nn.Embedding(sequence.gaps, width)
-        nn.init.normal_(self.gap.weight, std=1 / math.sqrt(width))
+        self.time = nn.Embedding(1 + sequence.gaps, width)
+        nn.init.normal_(self.time.weight, std=0.01)
+        with torch.no_grad():
+            self.time.weight[0] = 1
 
     def forward(
-        self, query: Float[Tensor, "B D"], events: Float[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
+        self, query: Float[Tensor, "B Q"], events: Float[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
     ) -> Float[Tensor, "B D"]:
         rows, width = query.shape
-        target = (query + self.gap.weight[0]).index_select(0, row)
-        paired = (events + self.gap(gap)) * target
+        target = (query + self.time.weight[0]).index_select(0, row)
+        paired = (events + self.time(1 + gap)) * target
         weights = segment_softmax(paired.sum(dim=1) / math.sqrt(width), row, rows)
         return segment_sum(weights[:, None] * paired, row, rows)
 
@@ -216,14 +239,37 @@ class Search(nn.Module):
     def forward(
         self, query: Float[Tensor, "B D"], events: Float[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
     ) -> Float[Tensor, "B D"]:
-        """What is kept has `keep` places a row, so that its shape is known; empty ones belong to a row after the last,
-        which is thrown away."""
         rows = len(query)
         scores = self.scores(query, events, row)
         order = scores.argsort(stable=True)
         order = order[row[order].argsort(stable=True)]
         place = places(row, rows, self.keep).where(scores[order] > -math.inf, rows * self.keep)
-        owner = row.new_full((rows * self.keep + 1,), rows).index_copy(0, place, row)[:-1]
-        kept = pad(events[order], place, rows, self.keep).flatten(0, 1)
-        ages = pad(gap[order, None], place, rows, self.keep).flatten()
-        return self.encoder(functional.pad(query, (0, 0, 0, 1)), kept, ages, owner)[:-1]  # type: ignore[no-any-return]
+        found = at_places(place, self.keep, query, events[order], gap[order], row)
+        return self.encoder(*found)[:-1]  # type: ignore[no-any-return]
+
+
+class LongAndShort(nn.Module):
+    """SIM's two histories (§3.3 there): what `Search` finds in all of it, plus what the encoder that `then` makes says
+    of the newest `recent` events, whatever they are."""
+
+    def __init__(
+        self,
+        width: int,
+        sequence: Sequence,
+        *,
+        keep: int = 50,
+        recent: int = 20,
+        category: str | None = None,
+        then: Factory = ActivationUnit,
+    ) -> None:
+        super().__init__()
+        self.recent = min(recent, sequence.length)
+        self.long = Search(width, sequence, keep=keep, category=category, then=then)
+        self.short = then(width, sequence)
+
+    def forward(
+        self, query: Float[Tensor, "B D"], events: Float[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
+    ) -> Float[Tensor, "B D"]:
+        place = places(row, len(query), self.recent)
+        short = self.short(*at_places(place, self.recent, query, events, gap, row))[:-1]
+        return self.long(query, events, gap, row) + short  # type: ignore[no-any-return]

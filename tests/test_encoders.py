@@ -21,6 +21,7 @@ from models.schema import Field, Number, Schema, Sequence
 from models.sequences import (
     ActivationUnit,
     Factory,
+    LongAndShort,
     Pooling,
     Search,
     TemporalInterest,
@@ -43,6 +44,7 @@ ENCODERS: dict[str, Factory] = {
     "soft_sim": partial(Search, keep=2),
     "hard_sim": partial(Search, keep=2, category="category"),
     "sim_then_tim": partial(Search, keep=2, then=TemporalInterest),
+    "long_and_short": partial(LongAndShort, keep=2, recent=2),
     "tim": TemporalInterest,
 }
 every_encoder = pytest.mark.parametrize("name", ENCODERS)
@@ -160,7 +162,7 @@ def test_dice_in_training_is_standardised_by_the_events_of_the_batch() -> None:
 def test_temporal_interest_on_paper() -> None:
     """t̃ = 1 + 1 = 2; b̃ = 0 + 1 and log 3 − 1 + 2, so the products are 2 and 2 + 2 log 3, the odds 1 : 9."""
     encoder = TemporalInterest(1, Sequence("clicked", ("item_id",), 5, 2))
-    encoder.gap.weight.data = torch.tensor([[1.0], [2.0]])
+    encoder.time.weight.data = torch.tensor([[1.0], [1.0], [2.0]])
     events = torch.tensor([[0.0], [math.log(3) - 1]])
     out = encoder(torch.tensor([[1.0]]), events, torch.tensor([0, 1]), torch.tensor([0, 0]))
     torch.testing.assert_close(out, torch.tensor([[0.1 * 2 + 0.9 * (2 + 2 * math.log(3))]]))
@@ -168,10 +170,10 @@ def test_temporal_interest_on_paper() -> None:
 
 def test_temporal_interest_against_a_loop() -> None:
     encoder, (query, events, gap, row) = make("tim"), histories([3, 0, 5])
-    p, expected = array(encoder.gap.weight), np.zeros((3, 4))
+    p, expected = array(encoder.time.weight), np.zeros((3, 4))
     for i in range(3):
         target = array(query[i]) + p[0]
-        own = [array(events[j]) + p[gap[j]] for j in range(len(row)) if row[j] == i]
+        own = [array(events[j]) + p[1 + gap[j]] for j in range(len(row)) if row[j] == i]
         if own:
             weights = softmax(np.array([b @ target / 2 for b in own]))
             expected[i] = sum(w * b * target for w, b in zip(weights, own, strict=True))
@@ -214,6 +216,14 @@ def test_search_keeps_what_a_loop_keeps_of_thousands_of_events(category: str | N
 def test_search_of_all_events_is_the_encoder_itself() -> None:
     search, given = Search(4, CLICKED), histories([3, 0, 5])
     torch.testing.assert_close(search(*given), search.encoder(*given))
+
+
+def test_long_and_short_is_the_search_and_the_newest() -> None:
+    query, events, gap, row = histories([3, 0, 5, 1])
+    both = LongAndShort(4, CLICKED, keep=2, recent=2, category="category")
+    newest = torch.tensor([j for j in range(len(row)) if (row[j:] == row[j]).sum() <= 2])
+    expected = both.long(query, events, gap, row) + both.short(query, events[newest], gap[newest], row[newest])
+    torch.testing.assert_close(both(query, events, gap, row), expected)
 
 
 def test_events_that_are_not_found_learn_nothing() -> None:

@@ -18,14 +18,14 @@ from models.layers import Bank, FieldVectors, Inputs, field_columns, mix
 from models.objective import Criterion
 from models.recurrent import InterestEvolution, InterestMemory
 from models.schema import Schema
-from models.sequences import ActivationUnit, Factory, Pooling, Search, TemporalInterest
+from models.sequences import ActivationUnit, Factory, LongAndShort, Pooling, TemporalInterest
 
 ENCODERS: dict[str, Factory] = {
     "mean": Pooling,
     "din": ActivationUnit,
     "dien": InterestEvolution,
     "mimn": InterestMemory,
-    "sim": partial(Search, category="category"),
+    "sim": partial(LongAndShort, category="category"),
     "tim": TemporalInterest,
 }
 
