@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -36,11 +37,9 @@ def contest(features: Path, out: Path, *, settings: Fine, seed: int, log: Log) -
     second; the milliseconds that 300 candidates of one request take, features looked up, on this machine; and the
     mean information abundance of the ids' and other fields' embeddings.
     """
-    store = FeatureStore.open(features)
-    encoder = Encoder(store)
-    rows, weight = fine.weighed(store.log("train"), settings.loss, seed)
+    store, encoder, train, held_out = _opened(features)
+    rows, weight = fine.weighed(train, settings.loss, seed)
     schema = replace(store.schema, encodings=settings.encodings)
-    held_out = store.log("validation")
     model, fitted = fine.learn(encoder, schema, rows, weight, held_out, settings=settings, seed=seed, log=log)
     predictions = pl.DataFrame(pa.table(chain.predict(store, encoder, model)))
     names = pl.lit(pl.Series(store.schema.domains)).gather(pl.col("domain"))
@@ -59,6 +58,14 @@ def contest(features: Path, out: Path, *, settings: Fine, seed: int, log: Log) -
         kinds = ("auc", "gauc", "log_loss", "ratio")
         metrics |= {f"{kind}_{row['task']}{suffix}": row[kind] for kind in kinds if row[kind] is not None}
     return metrics
+
+
+@lru_cache(maxsize=1)
+def _opened(features: Path) -> tuple[FeatureStore, Encoder, Rows, Rows]:
+    """The store, its encoder, and the training and validation slices' impressions: the same in all of a zoo's
+    contests."""
+    store = FeatureStore.open(features)
+    return store, Encoder(store), store.log("train"), store.log("validation")
 
 
 @torch.inference_mode()
