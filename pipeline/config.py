@@ -123,30 +123,17 @@ class Features:
 
 
 @dataclass(frozen=True, config=STRICT)
-class TwoTower:
-    """R7: hyper-parameters of the model and its training."""
-
-    width: PositiveInt = 32
-    epochs: PositiveInt = 3
-    batch_size: PositiveInt = 256
-    learning_rate: PositiveFloat = 0.003
-    temperature: PositiveFloat = 0.1
-    negatives: NonNegativeInt = 1024
-
-
-@dataclass(frozen=True, config=STRICT)
 class Recall:
-    """Routes in order of priority, how many items each gives, and how many the merge keeps."""
+    """Routes in order of priority, how many items each gives, and how many the merge keeps.
+
+    `options`: route → keywords of its own functions `train` and `fit`, such as `{ hot = { half_life_days = 1.0 } }`.
+    """
 
     routes: tuple[str, ...] = ("two_tower", "item_cf", "hot", "fresh")
     per_route: PositiveInt = 200
     quota: dict[str, PositiveInt] = field(default_factory=dict)
     merged: PositiveInt = 400
-    two_tower: TwoTower = TwoTower()
-    hot_half_life_days: PositiveFloat = 3.0
-    fresh_days: PositiveFloat = 3.0
-    neighbours: PositiveInt = 100
-    index: Literal["flat", "ivf", "hnsw"] = "flat"
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
     exposure_days: PositiveFloat = 7.0
     exposure_error: PositiveFloat = 0.001
 

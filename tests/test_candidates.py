@@ -14,10 +14,11 @@ from pipeline.features.store import FeatureStore
 from pipeline.lake import InputError
 from pipeline.recall import candidates, exposure, two_tower
 from pipeline.recall.merge import snake_merge
+from pipeline.recall.route import Found
 from pipeline.recall.snapshot import take
 from pipeline.sources import contract
 
-SETTINGS = config.Recall(per_route=20, merged=30, neighbours=20)
+SETTINGS = config.Recall(per_route=20, merged=30, options={"item_cf": {"neighbours": 20}})
 TASKS = config.Contract().tasks
 TABLES = ("requests", "positives", "candidates", "exposed", "merged")
 
@@ -34,8 +35,8 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("two_tower")
-    settings = config.TwoTower(width=8, epochs=1, batch_size=256, negatives=64)
-    two_tower.train(features, out, settings=settings, positive="click", seed=0, log=lambda *_: None)
+    options = {"width": 8, "epochs": 1, "batch_size": 256, "negatives": 64}
+    two_tower.train(features, out, positive="click", seed=0, log=lambda *_: None, **options)
     return out
 
 
@@ -49,7 +50,14 @@ def run(
 ) -> tuple[dict[str, float], dict[str, pl.DataFrame]]:
     out.mkdir(exist_ok=True)
     metrics = candidates.recall(
-        features, model, out, moment=moment, settings=settings, positive="click", tasks=TASKS, requests=requests
+        features,
+        {"two_tower": model},
+        out,
+        moment=moment,
+        settings=settings,
+        positive="click",
+        tasks=TASKS,
+        requests=requests,
     )
     return metrics, {name: pl.read_parquet(out / f"{name}.parquet") for name in TABLES}
 
@@ -187,8 +195,8 @@ def test_removing_later_rows_changes_nothing(
 def test_an_empty_route_is_said_and_the_others_fill_its_place(
     features: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    known = candidates.two_tower.recall
-    monkeypatch.setattr(candidates.two_tower, "recall", lambda *arguments: known(*arguments).clear())
+    nothing = Found(np.empty((500, 0), np.int32), np.empty((500, 0), np.float32))
+    monkeypatch.setattr(two_tower.Vectors, "recall", lambda *_: nothing)
     metrics, tables = run(features, model, tmp_path)
     assert metrics["empty_two_tower"] == metrics["requests"]
     assert metrics["recall_two_tower"] == 0
@@ -197,8 +205,13 @@ def test_an_empty_route_is_said_and_the_others_fill_its_place(
 
 
 def test_an_unknown_route_and_an_empty_slice_are_named(features: Path, model: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"recall\.routes: 'magic' is unknown"):
-        run(features, model, tmp_path, settings=replace(SETTINGS, routes=("hot", "magic")))
+    for key, value in (("routes", ("hot", "magic")), ("quota", {"magic": 3}), ("options", {"magic": {}})):
+        with pytest.raises(InputError, match=rf"recall\.{key}: 'magic' is unknown; there are hot, "):
+            candidates.check(replace(SETTINGS, **{key: value}))
+    with pytest.raises(
+        InputError, match=r"recall\.options\.two_tower: there is no 'with'; it has width, epochs, .*, index"
+    ):
+        candidates.check(replace(SETTINGS, options={"two_tower": {"with": 3}}))
     store = FeatureStore.open(features)
     log = pl.read_parquet(features / "log.parquet").with_columns(click=pl.lit(0, pl.Int8))
     log.write_parquet(tmp_path / "log.parquet")
