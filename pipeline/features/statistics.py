@@ -95,8 +95,8 @@ def features(
         counts = _counts(counter, questions, block, (*windows, ALL))
         shows, positives = counts[:, 0], counts[:, 1:]
         columns = np.empty((counts.shape[-1], len(windows), 1 + len(priors)), np.float32)
-        for place, window in enumerate(windows):
-            columns[:, place, 0] = np.log1p(shows[place])
+        for place, count in enumerate(shows[:-1]):
+            columns[:, place, 0] = np.log1p(count)
         for task, (a, b) in enumerate(priors):
             overall = shrink(positives[-1, task], shows[-1], a, b)
             prior = overall * b
