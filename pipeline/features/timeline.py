@@ -77,13 +77,10 @@ class Timeline:
     def of(cls, keys: Integers, times: Integers) -> Timeline:
         """The timeline of events with these int64 keys and times, given in any order."""
         ordered, order = by_key_and_time(keys, times)
-        new = _changes(ordered)
-        starts = np.append(np.flatnonzero(new), len(keys))
+        starts = np.append(np.flatnonzero(_changes(ordered)), len(keys))
         clock = Clock.of(times, len(starts) - 1)
-        codes = np.cumsum(new, dtype=np.int64)
-        codes *= 2
-        codes -= 1
-        codes *= clock.size + 1
+        slots = 2 * np.arange(len(starts) - 1) + 1
+        codes = np.repeat(slots * (clock.size + 1), np.diff(starts))
         codes += clock.before(times[order])
         return cls(order, ordered[starts[:-1]], starts, clock, codes)
 
