@@ -90,7 +90,7 @@ def features(
     over all time is (positives + a) / (shows + b), and a window's rate is shrunk towards that with the same strength b.
     """
     questions = counter.timeline.ask(keys, times)
-    found = np.empty((len(keys), len(windows), 1 + len(priors)), np.float32)
+    found = np.empty((len(keys), len(windows) * (1 + len(priors))), np.float32)
     for block in questions.blocks():
         counts = _counts(counter, questions, block, (*windows, ALL))
         shows, positives = counts[:, 0], counts[:, 1:]
@@ -105,5 +105,5 @@ def features(
                     overall if window == ALL else shrink(positives[place, task], shows[place], prior, b)
                 )
         rows, pairs = questions.rows(block)
-        found[rows] = columns[pairs]
-    return found.reshape(len(keys), -1)
+        found[rows] = columns.reshape(len(columns), found.shape[1])[pairs]
+    return found

@@ -33,16 +33,16 @@ class Clock:
 
     @classmethod
     def of(cls, times: Integers, keys: int) -> Clock:
-        """A clock for events at these times (N,) of so many keys."""
+        """A clock for events at these times (N,), less than 2^63 µs apart, of so many keys."""
         if len(times) == 0:
             return cls(0, 1, 0)
         origin, last = int(times.min()), int(times.max())
-        room = (1 << CODE_BITS) // (2 * keys + 2) - 2
-        if last - origin < room:
-            return cls(origin, 1, last - origin + 1)
-        unit = int(np.gcd.reduce(times - origin)) if last - origin < 1 << CODE_BITS else 1
-        if (last - origin) // unit < room:
-            return cls(origin, unit, (last - origin) // unit + 1)
+        span, room = last - origin, (1 << CODE_BITS) // (2 * keys + 2) - 2
+        if span < room:
+            return cls(origin, 1, span + 1)
+        unit = max(int(np.gcd.reduce(times - origin)), 1)
+        if span // unit < room:
+            return cls(origin, unit, span // unit + 1)
         moments = np.unique(times)
         return cls(origin, unit, len(moments), moments)
 
