@@ -69,8 +69,8 @@ def running_content(content: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
     other users' events; overflow wraps around and cancels in the difference.
     """
     totals = np.zeros((len(content) + 1, content.shape[1]), np.int32)
-    np.cumsum(np.rint(content * FIXED_POINT).astype(np.int32), axis=0, dtype=np.int32, out=totals[1:])
-    return totals
+    np.rint(content * FIXED_POINT, out=totals[1:], casting="unsafe")
+    return np.cumsum(totals, axis=0, dtype=np.int32, out=totals)
 
 
 def content_similarity(

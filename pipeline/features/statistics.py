@@ -30,7 +30,8 @@ def window_length(window: str) -> int | None:
 
 @dataclass(frozen=True)
 class Counter:
-    """What happened to every key over time: `totals` (N + 1, K) are running sums along the timeline."""
+    """What happened to every key over time: `totals` (N + 1, K) are running sums along the timeline, a column's after
+    one another in memory."""
 
     timeline: Timeline
     totals: npt.NDArray[np.int64]
@@ -39,24 +40,33 @@ class Counter:
     def of(cls, keys: Integers, times: Integers, values: npt.NDArray[np.integer]) -> Counter:
         """The counter of N events with keys (N,), times in microseconds (N,) and 0/1 values (N, K)."""
         timeline = Timeline.of(keys, times)
-        totals = np.zeros((len(values) + 1, values.shape[1]), np.int64)
-        np.cumsum(values[timeline.order], axis=0, out=totals[1:])
+        totals = np.zeros((len(values) + 1, values.shape[1]), np.int64, order="F")
+        for column, value in zip(totals.T, values.T, strict=True):
+            np.cumsum(value[timeline.order], out=column[1:])
         return cls(timeline, totals)
 
 
 def as_of(counter: Counter, keys: Integers, times: Integers, windows: tuple[str, ...]) -> npt.NDArray[np.int64]:
     """Sums of the values of each key over [time - window, time): (Q, windows, K)."""
     questions = counter.timeline.ask(keys, times)
-    return _counts(counter, questions, windows)[questions.inverse]
+    counts = np.empty((len(keys), len(windows), counter.totals.shape[1]), np.int64)
+    for block in questions.blocks():
+        rows, pairs = questions.rows(block)
+        counts[rows] = np.moveaxis(_counts(counter, questions, block, windows), -1, 0)[pairs]
+    return counts
 
 
-def _counts(counter: Counter, questions: Questions, windows: tuple[str, ...]) -> npt.NDArray[np.int64]:
-    until = counter.totals[questions.before()]
-    counts = np.empty((len(until), len(windows), until.shape[1]), np.int64)
-    for place, window in enumerate(windows):
+def _counts(counter: Counter, questions: Questions, block: slice, windows: tuple[str, ...]) -> npt.NDArray[np.int64]:
+    """`as_of` of the pairs in a block: (windows, K, pairs)."""
+    times = questions.times[block]
+    places = questions.places(block, times)
+    until = [total[places] for total in counter.totals.T]
+    counts = np.empty((len(windows), len(until), len(times)), np.int64)
+    for count, window in zip(counts, windows, strict=True):
         length = window_length(window)
-        since = questions.first() if length is None else questions.before(length)
-        counts[:, place] = until - counter.totals[since]
+        places = questions.first(block) if length is None else questions.places(block, times - length)
+        for column, total, after in zip(count, counter.totals.T, until, strict=True):
+            np.subtract(after, total[places], out=column)
     return counts
 
 
@@ -80,14 +90,20 @@ def features(
     over all time is (positives + a) / (shows + b), and a window's rate is shrunk towards that with the same strength b.
     """
     questions = counter.timeline.ask(keys, times)
-    counts = _counts(counter, questions, (*windows, ALL)).astype(np.float64)
-    shows, positives = counts[..., 0], counts[..., 1:]
-    columns = np.empty((len(counts), len(windows), 1 + len(priors)), np.float32)
-    columns[..., 0] = np.log1p(shows[:, :-1])
-    for task, (a, b) in enumerate(priors):
-        overall = shrink(positives[:, -1, task], shows[:, -1], a, b)
-        for place, window in enumerate(windows):
-            columns[:, place, 1 + task] = (
-                overall if window == ALL else shrink(positives[:, place, task], shows[:, place], overall * b, b)
-            )
-    return columns.reshape(len(counts), -1)[questions.inverse]
+    found = np.empty((len(keys), len(windows) * (1 + len(priors))), np.float32)
+    for block in questions.blocks():
+        counts = _counts(counter, questions, block, (*windows, ALL))
+        shows, positives = counts[:, 0], counts[:, 1:]
+        columns = np.empty((counts.shape[-1], len(windows), 1 + len(priors)), np.float32)
+        for place, count in enumerate(shows[:-1]):
+            columns[:, place, 0] = np.log1p(count)
+        for task, (a, b) in enumerate(priors):
+            overall = shrink(positives[-1, task], shows[-1], a, b)
+            prior = overall * b
+            for place, window in enumerate(windows):
+                columns[:, place, 1 + task] = (
+                    overall if window == ALL else shrink(positives[place, task], shows[place], prior, b)
+                )
+        rows, pairs = questions.rows(block)
+        found[rows] = columns.reshape(len(columns), found.shape[1])[pairs]
+    return found

@@ -7,11 +7,13 @@ Only numpy and pyarrow are needed here.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +31,9 @@ UNKNOWN_AGE = np.float32(-1.0)
 HOUR, DAY = 3_600_000_000, 86_400_000_000
 POSITIONS = 20
 CHUNK = 1 << 18
+PARALLEL = 1 << 15
+
+T = TypeVar("T")
 
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -211,10 +216,15 @@ class FeatureStore:
                 add(table[f"number_{name}"][row])
         if "published" in self.items:
             add(item_age(self.items["published"][item], time))
-        for entity in self.recipe.statistics:
+        counters = self._counters
+
+        def count(entity: str) -> npt.NDArray[np.float32]:
             priors = [self.recipe.priors[entity][rate] for rate in self.recipe.rates]
             keys = self.entity_keys(entity, user, item, domain)
-            add(statistics.features(self._counters[entity], keys, time, self.recipe.windows, priors))
+            return statistics.features(counters[entity], keys, time, self.recipe.windows, priors)
+
+        for columns in _each(count, self.recipe.statistics, rows=len(user)):
+            add(columns)
         for name, (ends, lengths) in pointers.items():
             table, owner = self.behaviours[name], user.astype(np.int64)
             for attribute in self.recipe.attributes:
@@ -260,12 +270,13 @@ class FeatureStore:
     def _counters(self) -> dict[str, statistics.Counter]:
         events = self.events
         values = np.stack([events[name] for name in ("shows", *self.recipe.rates)], axis=1)
-        return {
-            entity: statistics.Counter.of(
-                self.entity_keys(entity, events["user"], events["item"], events["domain"]), events["time"], values
-            )
-            for entity in self.recipe.statistics
-        }
+
+        def counter(entity: str) -> statistics.Counter:
+            keys = self.entity_keys(entity, events["user"], events["item"], events["domain"])
+            return statistics.Counter.of(keys, events["time"], values)
+
+        entities = self.recipe.statistics
+        return dict(zip(entities, _each(counter, entities, rows=len(values)), strict=True))
 
     @cached_property
     def _behaviour_timelines(self) -> dict[str, Timeline]:
@@ -335,6 +346,15 @@ def numbers(users: Columns, items: Columns, behaviours: Iterable[str], recipe: R
             for name in match.names(behaviour, recipe.attributes, "content" in items)
         ),
     )
+
+
+def _each(function: Callable[[str], T], names: tuple[str, ...], rows: int) -> Iterator[T]:
+    """`map`, with all cores where there are rows enough to pay for it: numpy sorts and searches without the lock."""
+    if rows < PARALLEL:
+        yield from map(function, names)
+    else:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            yield from pool.map(function, names)
 
 
 def _role(entity: str, users: Columns) -> Role:
