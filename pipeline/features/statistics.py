@@ -60,6 +60,11 @@ def _counts(counter: Counter, questions: Questions, windows: tuple[str, ...]) ->
     return counts
 
 
+def count_name(entity: str, kind: str, window: str) -> str:
+    """What a day's files call a count: `item_shows_1h`, `item_click_all`."""
+    return f"{entity}_{kind}_{window}"
+
+
 def names(entity: str, windows: tuple[str, ...], rates: tuple[str, ...]) -> list[str]:
     """Feature names of an entity, in the order of `features`' columns: `item_shows_1h`, `item_click_rate_1h`, …"""
     return [
@@ -80,8 +85,15 @@ def features(
     over all time is (positives + a) / (shows + b), and a window's rate is shrunk towards that with the same strength b.
     """
     questions = counter.timeline.ask(keys, times)
-    counts = _counts(counter, questions, (*windows, ALL)).astype(np.float64)
-    shows, positives = counts[..., 0], counts[..., 1:]
+    return encode(_counts(counter, questions, (*windows, ALL)), windows, priors)[questions.inverse]
+
+
+def encode(
+    counts: npt.NDArray[np.integer], windows: tuple[str, ...], priors: list[tuple[float, float]]
+) -> npt.NDArray[np.float32]:
+    """The features of counts (Q, windows + 1, 1 + tasks) whose last window is all time: (Q, columns)."""
+    numbers = counts.astype(np.float64)
+    shows, positives = numbers[..., 0], numbers[..., 1:]
     columns = np.empty((len(counts), len(windows), 1 + len(priors)), np.float32)
     columns[..., 0] = np.log1p(shows[:, :-1])
     for task, (a, b) in enumerate(priors):
@@ -90,4 +102,4 @@ def features(
             columns[:, place, 1 + task] = (
                 overall if window == ALL else shrink(positives[:, place, task], shows[:, place], overall * b, b)
             )
-    return columns.reshape(len(counts), -1)[questions.inverse]
+    return columns.reshape(len(counts), -1)
