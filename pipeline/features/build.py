@@ -115,8 +115,9 @@ def build(
         priors=_priors(log, bounds["validation"], each),
     )
     fields = (*users.fields, *items.fields, *context_fields)
-    store = _store(out, fields, numbered.domains, recipe, contract.tasks, bounds, log)
-    store, leak = _check(store)
+    checked = _first_days(log.days)
+    store = _store(out, fields, recipe, contract.tasks, bounds, log, checked)
+    store, leak = _check(store, checked)
     (out / "schema.json").write_text(store.schema.to_json() + "\n")
     write_json(
         out / "encoders.json",
@@ -466,13 +467,13 @@ def _priors(log: Partitioned, validation: int, each: Each) -> dict[str, dict[str
 def _store(
     out: Path,
     fields: tuple[Field, ...],
-    domains: tuple[str, ...],
     recipe: Recipe,
     tasks: tuple[str, ...],
     bounds: dict[str, int],
     log: Partitioned,
+    checked: list[str],
 ) -> FeatureStore:
-    """The store over the tables written so far; of the events it holds the first, which `_check` looks at."""
+    """The store over the tables written so far; of the events it holds those of the days to be checked."""
     users, items = read_columns(out / "users.parquet"), read_columns(out / "items.parquet")
     behaviours = {name: read_columns(out / f"behaviour_{name}.parquet") for name in log.settings.behaviours}
     shared = tuple(name for name in ("item_id", "author_id", "category") if name in {field.name for field in fields})
@@ -481,28 +482,27 @@ def _store(
         numbers=numbers(users, items, behaviours, recipe),
         sequences=tuple(Sequence(name, shared, recipe.length, GAPS) for name in behaviours),
         labels=tasks,
-        domains=domains,
+        domains=log.domains,
         content=items["content"].shape[1] if "content" in items else 0,
     )
-    checked = [day for day in log.days if day.day in _first_days(log.days)]
     delays = [f"{rate}_time" for rate in recipe.rates if f"{rate}_time" in log.settings.delays]
     names = ["user", "item", "domain", "time", *recipe.rates, *delays]
-    columns = as_columns(pa.concat_tables([read_day(out, day.date, names) for day in checked]))
+    columns = as_columns(pa.concat_tables([read_day(out, day, names) for day in checked]))
     return FeatureStore(out, schema, bounds, recipe, users, items, behaviours, countable(columns, recipe.rates))
 
 
-def _first_days(days: tuple[Day, ...]) -> list[int]:
+def _first_days(days: tuple[Day, ...]) -> list[str]:
     """The first days of the log, up to `CHECKED_ROWS` impressions or a day more."""
     until = np.searchsorted(np.cumsum([day.shown for day in days]), CHECKED_ROWS)
-    return [day.day for day in days[: int(until) + 1]]
+    return [day.date for day in days[: int(until) + 1]]
 
 
-def _check(store: FeatureStore) -> tuple[FeatureStore, float]:
+def _check(store: FeatureStore, checked: list[str]) -> tuple[FeatureStore, float]:
     """The store with its numbers' means, and the greatest AUC of a single feature, after a look for features that know
     the future.
 
     Means and AUCs are those of training rows, of a large log every so many row groups; leaks.parquet tells the AUCs.
-    The future is cut off from the first days of the log.
+    The future is cut off the days to be checked.
     """
     groups = [one for one in row_groups(store.folder) if one.begin < store.slices["validation"]]
     step = -(-sum(one.rows for one in groups) // FITTED_ROWS)
@@ -517,8 +517,7 @@ def _check(store: FeatureStore) -> tuple[FeatureStore, float]:
         replace(number, mean=float(center), std=float(spread) if spread > 1e-6 else 1.0)
         for number, center, spread in zip(store.schema.numbers, mean, std, strict=True)
     )
-    checked = set(map(partition.date, np.unique(store.events["time"] // DAY).tolist()))
-    log = Rows.concatenate([store.read(day) for day in store.days() if day in checked])
+    log = Rows.concatenate([store.read(day) for day in checked])
     names = [number.name for number in store.schema.numbers]
     for moment, rows_at in future_sample(log.time):
         some = log.take(rows_at)

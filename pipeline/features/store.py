@@ -428,6 +428,16 @@ def read_group(group: RowGroup) -> pa.Table:
     return _beside(group.path, lambda path: pq.ParquetFile(path).read_row_group(group.number))
 
 
+def rows_of_slices(folder: Path) -> dict[str, int]:
+    """How many impressions each slice of a features folder has."""
+    bounds = json.loads((folder / "slices.json").read_text())
+    edges, counts = [bounds["validation"], bounds["test"]], np.zeros(len(SLICES), np.int64)
+    for day in days_of(folder):
+        places = np.searchsorted(edges, read_day(folder, day, ["user", "time"])["time"].to_numpy(), side="right")
+        counts += np.bincount(places, minlength=len(SLICES))
+    return dict(zip(SLICES, counts.tolist(), strict=True))
+
+
 def read_day(folder: Path, day: str, names: list[str] | None = None) -> pa.Table:
     """The rows of a day's files, in order of time and user; all their columns, or some of those of the side "user"."""
     paths = sorted((folder / DAYS / day).glob("user-*.parquet"))
