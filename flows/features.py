@@ -66,7 +66,7 @@ def jobs_of(settings: Features) -> Iterator[Each]:
     with ExitStack() as cluster:
 
         def each(function: Callable[[One], Result], values: Sequence[One]) -> list[Result]:
-            runner = ThreadPoolTaskRunner(max_workers=1) if settings.engine == "local" else _ray(settings, cluster)
+            runner = _runner(settings, cluster)
             task = Task(function, name=function.__qualname__, retries=2, retry_condition_fn=is_not_the_input)
 
             @flow(name="feature jobs", task_runner=runner)
@@ -78,7 +78,9 @@ def jobs_of(settings: Features) -> Iterator[Each]:
         yield each
 
 
-def _ray(settings: Features, cluster: ExitStack) -> TaskRunner[Any]:
+def _runner(settings: Features, cluster: ExitStack) -> TaskRunner[Any]:
+    if settings.engine == "local":
+        return ThreadPoolTaskRunner(max_workers=1)
     try:
         import ray
         from prefect_ray import RayTaskRunner

@@ -42,7 +42,8 @@ def keep_or_make(
 
     The fingerprint covers the inputs, the raw files in `reads`, the settings and the code the task reaches. What the
     task returns, and the epochs it logs when it `trains`, is kept beside its output: a kept stage reports the same
-    numbers as one just made. The metrics named in `tell` are printed. What is passed in `beside` does not change the output.
+    numbers as one just made. The metrics named in `tell` are printed. What is passed in `beside` does not change the
+    output.
     """
     folders = [folder for one in inputs for folder in (one.values() if isinstance(one, dict) else [one])]
     fingerprint = lake.fingerprint(task.fn, inputs=(*folders, *reads), **settings)
