@@ -195,7 +195,7 @@ def test_a_conversion_before_its_impression_is_an_error(events: Path, tmp_path: 
 def test_numbers_are_for_life(events: Path, whole: Path, tmp_path: Path) -> None:
     day = START // DAY + 5
     run(until(events, tmp_path / "events", day), tmp_path / "out", kept=tmp_path / "kept")
-    latest = json.loads((tmp_path / "kept/latest.json").read_text())
+    latest = json.loads((tmp_path / "kept/manifest.json").read_text())
     assert list(latest["events"]) == FeatureStore.open(tmp_path / "out").days()
     for side in ("user", "item"):
         numbered = [pl.read_parquet(folder / f"{side}s.parquet")[f"{side}_id"] for folder in (tmp_path / "out", whole)]

@@ -51,7 +51,7 @@ from pipeline.progress import progress
 MATCHED = ("author_id", "category", "tag")
 LEAK_ROWS = 50_000
 FITTED_ROWS = 1 << 19
-CHECKED_ROWS = 1 << 19
+CHECKED_ROWS = 1 << 18
 BEHAVIOUR_ROWS = 1 << 23
 WORK = "work"
 

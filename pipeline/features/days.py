@@ -25,7 +25,6 @@ from pipeline.features.facts import Job, Settings
 from pipeline.features.partition import BEFORE, Day
 from pipeline.lake import MANIFEST, code_version, describe, hash_value, write_json
 
-LATEST = "latest.json"
 STRETCHES = 4
 STRETCH = 1 << 23
 
@@ -100,9 +99,10 @@ def update(
         "days": len(folders),
         "days_computed": len(folders) - new,
         "missing_days": chained.days[-1].day - chained.days[0].day + 1 - len(folders),
-        "late_events": _late_events(kept / LATEST, chained),
+        "late_events": _late_events(kept / MANIFEST, chained),
     }
-    write_json(kept / LATEST, {"settings": chained.settings, "events": {day.date: day.events for day in chained.days}})
+    told = {"fingerprint": chained.fingerprints[-1], "settings": chained.settings}
+    write_json(kept / MANIFEST, {**told, "events": {day.date: day.events for day in chained.days}})
     for other in set(kept.glob("????-??-??-*")) - set(folders):
         shutil.rmtree(other, ignore_errors=True)
     return folders, numbers
@@ -151,10 +151,10 @@ def link(folders: list[Path], out: Path) -> None:
                 shutil.copy2(path, target / path.name)
 
 
-def _late_events(latest: Path, chained: Chain) -> int:
-    if not latest.exists():
+def _late_events(manifest: Path, chained: Chain) -> int:
+    if not manifest.exists():
         return 0
-    before = json.loads(latest.read_text())
+    before = json.loads(manifest.read_text())
     if before["settings"] != chained.settings:
         return 0
     closed = dict(sorted(before["events"].items())[:-1])
