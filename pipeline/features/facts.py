@@ -334,12 +334,11 @@ class _Totals:
             self.values[entity] = np.insert(self.values[entity], places[~known], sums[~known], axis=0)
 
     def of(self, entity: str, keys: Integers) -> npt.NDArray[np.int64]:
-        """The totals of each key (N, 1 + rates); 0 for one that was never counted."""
-        distinct, inverse = np.unique(keys, return_inverse=True)
-        places, known = self._places(entity, distinct)
-        totals = np.zeros((len(distinct), self.values[entity].shape[1]), np.int64)
+        """The totals of each key (N, 1 + rates); 0 for one that was never counted. Fastest for ascending keys."""
+        places, known = self._places(entity, keys)
+        totals = np.zeros((len(keys), self.values[entity].shape[1]), np.int64)
         totals[known] = self.values[entity][places[known]]
-        return totals[inverse]
+        return totals
 
     def _places(self, entity: str, keys: Integers) -> tuple[Integers, npt.NDArray[np.bool_]]:
         places = np.searchsorted(self.keys[entity], keys)
@@ -412,17 +411,19 @@ def _counts(log: _Log, ledger: _Ledger, block: list[int], rows: Columns) -> Iter
     events = {begin: log.countable(begin, end + 1) for begin, end in ends.items()}
     for entity in ledger.names:
         keys = ledger.keys(entity, rows)
+        distinct, inverse = np.unique(keys, return_inverse=True)
         counters = {
             begin: Counter.of(ledger.keys(entity, counted), counted["time"], counted["values"])
             for begin, counted in events.items()
         }
         counts = np.empty((len(windows), 1 + len(log.job.settings.rates), len(keys)), np.int32)
         now = as_of(counters[near], keys, rows["time"], inside)
-        now[:, inside.index(ALL)] += bases[near].of(entity, keys)
+        now[:, inside.index(ALL)] += bases[near].of(entity, distinct)[inverse]
         counts[[windows.index(window) for window in inside]] = now.transpose(1, 2, 0)
         for window, (begin, _) in far.items():
             length = window_length(window) or 0
-            then = as_of(counters[begin], keys, rows["time"] - length, (ALL,))[:, 0] + bases[begin].of(entity, keys)
+            then = as_of(counters[begin], keys, rows["time"] - length, (ALL,))[:, 0]
+            then += bases[begin].of(entity, distinct)[inverse]
             counts[windows.index(window)] = (now[:, inside.index(ALL)] - then).T
         yield entity, counts
 

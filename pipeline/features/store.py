@@ -404,12 +404,16 @@ def days_of(folder: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Some rows of a day's files that are read at once; `begin` (µs) is where the day begins."""
+    """Some rows of a day's files that are read at once; the day reaches from `begin` to `end` (µs)."""
 
     path: Path
     number: int
     rows: int
     begin: int
+
+    @property
+    def end(self) -> int:
+        return self.begin + DAY
 
 
 def row_groups(folder: Path) -> list[RowGroup]:
