@@ -106,6 +106,8 @@ class Features:
     `statistics`: what events are counted by; "user+category" counts pairs.
     `rates`: tasks whose rate is kept besides the number of impressions.
     `behaviours`: sequence name → the task whose positives make it.
+    `parts`: into how many parts the users fall for what is computed user by user; more take less memory.
+    `engine`, `address`: where that is computed, here or on the Ray cluster at the address ("" starts one here).
     """
 
     user: tuple[str, ...] = ("segment", "gender", "age", "place")
@@ -120,6 +122,9 @@ class Features:
     admit_after: PositiveInt = 20
     evict_days: PositiveFloat = 30.0
     buckets: PositiveInt = 32
+    parts: PositiveInt = 1
+    engine: Literal["local", "ray"] = "local"
+    address: str = ""
 
 
 @dataclass(frozen=True, config=STRICT)

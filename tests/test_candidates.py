@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from day_files import change_log, read_log
 
 from pipeline import config
 from pipeline.features import build
@@ -75,7 +76,7 @@ def read(tested: tuple[Path, dict[str, float]], name: str) -> pl.DataFrame:
 def test_requests_and_positives_are_what_the_slice_holds(features: Path, tested: tuple[Path, dict[str, float]]) -> None:
     requests, positives = read(tested, "requests"), read(tested, "positives")
     store = FeatureStore.open(features)
-    log = pl.read_parquet(features / "log.parquet").filter((pl.col("slice") == 2) & (pl.col("click") == 1))
+    log = read_log(features).filter((pl.col("slice") == 2) & (pl.col("click") == 1))
     pairs = {(user, domain) for user, domain in log.select("user", "domain").iter_rows()}
     assert set(requests.select("user", "domain").iter_rows()) == pairs
     assert requests["request"].to_list() == list(range(len(pairs)))
@@ -182,12 +183,9 @@ def test_removing_later_rows_changes_nothing(
     features: Path, model: Path, tested: tuple[Path, dict[str, float]], tmp_path: Path
 ) -> None:
     """Candidates as of the test slice, from a features folder whose test slice holds other events."""
-    for file in features.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
     moment = FeatureStore.open(features).slices["test"]
-    log = pl.read_parquet(features / "log.parquet")
-    later = log.filter(pl.col("time") >= moment).with_columns(item=pl.lit(1, pl.Int32))
-    pl.concat([log.filter(pl.col("time") < moment), later]).write_parquet(tmp_path / "log.parquet")
+    later = pl.when(pl.col("time") >= moment).then(pl.lit(1, pl.Int32)).otherwise("item").alias("item")
+    change_log(features, tmp_path, lambda day: day.with_columns(later))
     _, tables = run(tmp_path, model, tmp_path / "out")
     assert tables["candidates"].equals(read(tested, "candidates"))
 
@@ -213,17 +211,13 @@ def test_an_unknown_route_and_an_empty_slice_are_named(features: Path, model: Pa
     ):
         candidates.check(replace(SETTINGS, options={"two_tower": {"with": 3}}))
     store = FeatureStore.open(features)
-    log = pl.read_parquet(features / "log.parquet").with_columns(click=pl.lit(0, pl.Int8))
-    log.write_parquet(tmp_path / "log.parquet")
+    change_log(features, tmp_path, lambda day: day.with_columns(click=pl.lit(0, pl.Int8)))
     with pytest.raises(InputError, match=r"no row of the test slice has click = 1; lengthen split.test_days"):
         candidates.requests_of(replace(store, folder=tmp_path), "test", "click", TASKS, 10)
 
 
 def test_a_log_with_unknown_users(features: Path, model: Path, tmp_path: Path) -> None:
-    for file in features.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    log = pl.read_parquet(features / "log.parquet").with_columns(user=pl.lit(0, pl.Int32))
-    log.write_parquet(tmp_path / "log.parquet")
+    change_log(features, tmp_path, lambda day: day.with_columns(user=pl.lit(0, pl.Int32)))
     metrics, tables = run(tmp_path, model, tmp_path / "out")
     assert tables["requests"]["user"].unique().to_list() == [0]
     assert metrics["exposed_positives"] == 0

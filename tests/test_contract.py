@@ -107,6 +107,18 @@ def test_a_bad_row_is_set_apart(tmp_path: Path, column: str, value: Any, reason:
     assert told[f"rejected_{reason.replace(' ', '_')}"] == told["rejected_rows"] == 1
 
 
+def test_a_delayed_label_is_a_time_not_before_its_impression(tmp_path: Path) -> None:
+    known = [NOON - 1, None, "soon", NOON + 9]
+    told = write(tmp_path, rows(known=[str(one) if one else None for one in known]), extra={"click_time": "known"})
+    assert rejected(tmp_path) == [
+        ("events", 0, "before its impression", "click_time"),
+        ("events", 2, "wrong type", "click_time"),
+    ]
+    assert told["rejected_before_its_impression"] == 1
+    events = pl.read_parquet(tmp_path / "out" / "events.parquet")
+    assert events["click_time"].dt.epoch("s").to_list() == [None, NOON + 9]
+
+
 def test_infinite_context_is_set_apart(tmp_path: Path) -> None:
     write(tmp_path, rows(seconds=[1.0, float("inf"), None, float("nan")]), extra={"seconds": "seconds"})
     assert rejected(tmp_path) == [("events", 1, "not finite", "seconds"), ("events", 3, "not finite", "seconds")]

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import polars as pl
 import pytest
+from day_files import encoded_log
 from event_tables import CONTRACT, DAY, FEATURES, MINUTE, START, write_events
 
 from pipeline.config import Split
@@ -110,7 +111,7 @@ def test_the_unknown_user_and_item_have_no_past(store):
 
 
 def test_numbers_equal_plain_loops(store):
-    log = pl.read_parquet(store.folder / "log.parquet")
+    log = encoded_log(store)
     items = pl.read_parquet(store.folder / "items.parquet")
     category = items["key_category"].to_list()
     rows = log.rows(named=True)

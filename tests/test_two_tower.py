@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from day_files import change_log
 from route_tables import ask
 from torch.nn.functional import cross_entropy, normalize
 
@@ -157,9 +158,6 @@ def test_the_route_finds_the_nearest_items(features: Path, trained: Path, tmp_pa
 
 
 def test_a_task_without_a_positive_is_named(features: Path, tmp_path: Path) -> None:
-    for file in features.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    log = pl.read_parquet(features / "log.parquet").with_columns(convert=pl.lit(0, pl.Int8))
-    log.write_parquet(tmp_path / "log.parquet")
+    change_log(features, tmp_path, lambda day: day.with_columns(convert=pl.lit(0, pl.Int8)))
     with pytest.raises(InputError, match="convert = 1"):
         two_tower.train(tmp_path, tmp_path, positive="convert", seed=0, log=lambda *_: None, **SETTINGS)

@@ -132,8 +132,12 @@ def fit(field: str, seen: pl.DataFrame, *, admit_after: int, evict_before: int) 
 
 
 def keys(values: pl.Series) -> pl.Series:
-    """Dense numbers (Int32) 1, 2, … of the distinct values in the order of their text; 0 for null.
+    """Dense numbers (Int32) 1, 2, … of the distinct values in the order in which they first appear; 0 for null.
 
-    Unlike a vocabulary's codes they tell rare values apart: what statistics are counted by.
+    Unlike a vocabulary's codes they tell rare values apart: what statistics are counted by. Values that are appended
+    change no earlier number.
     """
-    return canonical(values).rank("dense").fill_null(0).cast(pl.Int32)
+    texts = canonical(values)
+    distinct = texts.drop_nulls().unique(maintain_order=True)
+    numbers = pl.int_range(1, len(distinct) + 1, dtype=pl.Int32, eager=True)
+    return texts.replace_strict(distinct, numbers, default=0, return_dtype=pl.Int32)

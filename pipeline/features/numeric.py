@@ -75,27 +75,29 @@ def cdf(values: npt.ArrayLike, support: Floats, shares: Floats) -> npt.NDArray[n
     return np.where(np.isfinite(numbers), encoded, 0.5).astype(np.float32)
 
 
-def fit_rate(positives: npt.ArrayLike, shows: npt.ArrayLike) -> tuple[float, float]:
+def fit_rate(positives: npt.ArrayLike, shows: npt.ArrayLike, keys: npt.ArrayLike = 1) -> tuple[float, float]:
     """(a, b) such that (positives + a) / (shows + b) shrinks a key's rate towards the mean of all keys.
 
-    a = mean · b. The strength b, between 1 and 1000, follows from how much likelier two impressions of one key are to
-    agree than two of different keys (the beta-binomial's intraclass correlation 1 / (b + 1), by the method of moments
-    of Kleinman, "Proportions with extraneous variance", 1973). Keys shown once say nothing of that and are left out:
-    often their mean is another, since what is shown again is what was liked.
+    Each pair of positives and shows stands for so many `keys`. a = mean · b. The strength b, between 1 and 1000,
+    follows from how much likelier two impressions of one key are to agree than two of different keys (the
+    beta-binomial's intraclass correlation 1 / (b + 1), by the method of moments of Kleinman, "Proportions with
+    extraneous variance", 1973). Keys shown once say nothing of that and are left out: often their mean is another,
+    since what is shown again is what was liked.
     """
     counts, sizes = np.asarray(positives, np.float64), np.asarray(shows, np.float64)
-    positive, total = counts.sum(), sizes.sum()
+    weights = np.broadcast_to(np.asarray(keys, np.float64), sizes.shape)
+    positive, total = (weights * counts).sum(), (weights * sizes).sum()
     if not 0 < positive < total:
         return float((positive + 0.5) / (total + 1)), 1.0
-    counts, sizes = counts[sizes > 1], sizes[sizes > 1]
-    repeated = sizes.sum()
-    mean = counts.sum() / max(repeated, 1)
+    counts, sizes, weights = counts[sizes > 1], sizes[sizes > 1], weights[sizes > 1]
+    repeated = (weights * sizes).sum()
+    mean = (weights * counts).sum() / max(repeated, 1)
     chance = mean * (1 - mean)
     strength = MAXIMUM_STRENGTH
-    if len(sizes) > 1 and chance > 0:
-        free = len(sizes) - 1
-        between = (sizes * (counts / sizes - mean) ** 2).sum()
-        excess = (between - free * chance) / (chance * (repeated - (sizes**2).sum() / repeated - free))
+    if weights.sum() > 1 and chance > 0:
+        free = weights.sum() - 1
+        between = (weights * sizes * (counts / sizes - mean) ** 2).sum()
+        excess = (between - free * chance) / (chance * (repeated - (weights * sizes**2).sum() / repeated - free))
         if excess > 0:
             strength = float(np.clip(1 / excess - 1, 1.0, MAXIMUM_STRENGTH))
     return float(positive / total) * strength, strength

@@ -70,6 +70,11 @@ def _counts(counter: Counter, questions: Questions, block: slice, windows: tuple
     return counts
 
 
+def count_name(entity: str, kind: str, window: str) -> str:
+    """What a day's files call a count: `item_shows_1h`, `item_click_all`."""
+    return f"{entity}_{kind}_{window}"
+
+
 def names(entity: str, windows: tuple[str, ...], rates: tuple[str, ...]) -> list[str]:
     """Feature names of an entity, in the order of `features`' columns: `item_shows_1h`, `item_click_rate_1h`, …"""
     return [
@@ -92,18 +97,24 @@ def features(
     questions = counter.timeline.ask(keys, times)
     found = np.empty((len(keys), len(windows) * (1 + len(priors))), np.float32)
     for block in questions.blocks():
-        counts = _counts(counter, questions, block, (*windows, ALL))
-        shows, positives = counts[:, 0], counts[:, 1:]
-        columns = np.empty((counts.shape[-1], len(windows), 1 + len(priors)), np.float32)
-        for place, count in enumerate(shows[:-1]):
-            columns[:, place, 0] = np.log1p(count)
-        for task, (a, b) in enumerate(priors):
-            overall = shrink(positives[-1, task], shows[-1], a, b)
-            prior = overall * b
-            for place, window in enumerate(windows):
-                columns[:, place, 1 + task] = (
-                    overall if window == ALL else shrink(positives[place, task], shows[place], prior, b)
-                )
         rows, pairs = questions.rows(block)
-        found[rows] = columns.reshape(len(columns), found.shape[1])[pairs]
+        counts = np.moveaxis(_counts(counter, questions, block, (*windows, ALL)), -1, 0)
+        found[rows] = encode(counts, windows, priors)[pairs]
     return found
+
+
+def encode(
+    counts: npt.NDArray[np.integer], windows: tuple[str, ...], priors: list[tuple[float, float]]
+) -> npt.NDArray[np.float32]:
+    """The features of counts (Q, windows + 1, 1 + tasks) whose last window is all time: (Q, columns)."""
+    numbers = counts.astype(np.float64)
+    shows, positives = numbers[..., 0], numbers[..., 1:]
+    columns = np.empty((len(counts), len(windows), 1 + len(priors)), np.float32)
+    columns[..., 0] = np.log1p(shows[:, :-1])
+    for task, (a, b) in enumerate(priors):
+        overall = shrink(positives[:, -1, task], shows[:, -1], a, b)
+        for place, window in enumerate(windows):
+            columns[:, place, 1 + task] = (
+                overall if window == ALL else shrink(positives[:, place, task], shows[:, place], overall * b, b)
+            )
+    return columns.reshape(len(counts), -1)

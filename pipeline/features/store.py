@@ -1,7 +1,7 @@
 """The feature store: turns any (user, item, domain, time) into a model's input, by one definition for all uses.
 
-The training log, the candidates of a recall route and a request of the serving engine go through the same `rows`.
-Only numpy and pyarrow are needed here.
+The training log, the candidates of a recall route and a request of the serving engine are encoded by the same code:
+`rows` counts anew, `read` takes the counts that a day's files hold. Only numpy and pyarrow are needed here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property, reduce
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,10 +22,12 @@ import pyarrow.parquet as pq
 
 from models.schema import Number, Role, Schema
 from pipeline.features import match, sequences, statistics
+from pipeline.features.entities import Entities
 from pipeline.features.timeline import Integers, Timeline
 
 SLICES = ("train", "validation", "test")
 IDS = ("user_id", "item_id")
+BUILT_IN_CONTEXT = ("domain", "hour", "position")
 UNKNOWN_TIME = -(1 << 62)
 UNKNOWN_AGE = np.float32(-1.0)
 HOUR, DAY = 3_600_000_000, 86_400_000_000
@@ -34,6 +36,8 @@ CHUNK = 1 << 18
 PARALLEL = 1 << 15
 
 T = TypeVar("T")
+
+DAYS = "days"
 
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -121,10 +125,7 @@ class FeatureStore:
     def open(cls, folder: Path) -> FeatureStore:
         schema = Schema.from_json((folder / "schema.json").read_text())
         recipe = Recipe.from_json(json.loads((folder / "encoders.json").read_text())["recipe"])
-        log = pq.read_schema(folder / "log.parquet").names
-        delays = [f"{rate}_time" for rate in recipe.rates if f"{rate}_time" in log]
-        counted = read_columns(folder / "log.parquet", ["user", "item", "domain", "time", *recipe.rates, *delays])
-        return cls(
+        store = cls(
             folder=folder,
             schema=schema,
             slices=json.loads((folder / "slices.json").read_text()),
@@ -132,16 +133,58 @@ class FeatureStore:
             users=read_columns(folder / "users.parquet"),
             items=read_columns(folder / "items.parquet"),
             behaviours={one.name: read_columns(folder / f"behaviour_{one.name}.parquet") for one in schema.sequences},
-            events=countable(counted, recipe.rates),
+            events={},
         )
+        known = pq.read_schema(next((folder / DAYS).glob("*/user-*.parquet"))).names
+        delays = [f"{rate}_time" for rate in recipe.rates if f"{rate}_time" in known]
+        counted = store.columns(["user", "item", "domain", "time", *recipe.rates, *delays])
+        return replace(store, events=countable(counted, recipe.rates))
+
+    def days(self) -> list[str]:
+        """The days of the log, such as "2026-11-24", in order."""
+        return days_of(self.folder)
+
+    def read(self, day: str) -> Rows:
+        """The impressions of a day in order of time, with their features as of then and their labels."""
+        return self.decode(read_day(self.folder, day))
 
     def log(self, *slices: str) -> Rows:
         """The logged impressions of these slices ("train", "validation", "test"; all when none is named), in order of
-        time, with their stored features and labels."""
-        wanted = [SLICES.index(name) for name in slices or SLICES]
-        file = pq.ParquetFile(self.folder / "log.parquet")
-        groups = [self._read_group(file, group, wanted) for group in range(file.num_row_groups)]
-        return Rows.concatenate([group for group in groups if group is not None])
+        time, with their features as of then and their labels."""
+        tables = [self._of_slices(read_day(self.folder, day), slices) for day in self._days_of_slices(slices)]
+        return Rows.concatenate([self.decode(table) for table in tables])
+
+    def columns(self, names: list[str], *slices: str) -> Columns:
+        """Plain columns of the log (user, item, domain, time, random, labels and their times), in its order."""
+        wanted = list(dict.fromkeys([*names, "user", "time"]))
+        tables = [
+            self._of_slices(read_day(self.folder, day, wanted), slices).select(names)
+            for day in self._days_of_slices(slices)
+        ]
+        return as_columns(pa.concat_tables(tables))
+
+    def decode(self, table: pa.Table) -> Rows:
+        """Rows of days' files, as `read_day` gives them, as features and labels."""
+        user, item, domain, time = (table[name].to_numpy() for name in ("user", "item", "domain", "time"))
+        given = {"domain": domain + 1, "hour": hour(time)}
+        if "position" in table.column_names:
+            given["position"] = np.clip(table["position"].fill_null(0).to_numpy(), 0, POSITIONS)
+        for name, (fids, codes) in self._contexts.items():
+            values = table[f"fid_{name}"].to_numpy()
+            places = np.minimum(np.searchsorted(fids, values), len(fids) - 1)
+            given[name] = np.where(fids[places] == values, codes[places], 0) if len(fids) else np.zeros(len(user))
+        pointers = {}
+        for name in self.behaviours:
+            before = table[f"{name}_before"].to_numpy()
+            pointers[name] = (self._starts[name][user] + before, np.minimum(before, self.recipe.length))
+        numbers = np.empty((len(user), len(self.schema.numbers)), np.float32)
+        for begin in range(0, len(user), CHUNK):
+            part = slice(begin, begin + CHUNK)
+            self._fill(numbers[part], user[part], item[part], time[part], self._stored(table[part]))
+        labels = np.empty((len(user), len(self.schema.labels)), np.float32)
+        for place, name in enumerate(self.schema.labels):
+            labels[:, place] = table[name].to_numpy()
+        return self._rows(user, item, domain, time, given, pointers, numbers, labels)
 
     def rows(
         self,
@@ -157,26 +200,15 @@ class FeatureStore:
         and anything else is unknown.
         """
         given = {"domain": domain + 1, "hour": hour(time), "position": np.ones(len(user), np.int32), **(context or {})}
-        unknown = np.zeros(len(user), np.int32)
-        names = [self.schema.fields[place].name for place in self.schema.positions("context")]
-        codes = np.stack([np.asarray(given.get(name, unknown), np.int32) for name in names], axis=1)
         pointers = {name: self.history(name, user, time) for name in self.behaviours}
         numbers = np.empty((len(user), len(self.schema.numbers)), np.float32)
         for begin in range(0, len(user), CHUNK):
             part = slice(begin, begin + CHUNK)
             local = {name: (ends[part], lengths[part]) for name, (ends, lengths) in pointers.items()}
-            self._numbers(user[part], item[part], domain[part], time[part], local, out=numbers[part])
-        return Rows(
-            user=user.astype(np.int32),
-            item=item.astype(np.int32),
-            domain=domain.astype(np.int16),
-            time=time.astype(np.int64),
-            context=codes,
-            numbers=numbers,
-            ends={name: ends for name, (ends, _) in pointers.items()},
-            lengths={name: lengths for name, (_, lengths) in pointers.items()},
-            labels=np.full((len(user), len(self.schema.labels)), np.nan, np.float32),
-        )
+            counted = self._counted(user[part], item[part], domain[part], time[part], local)
+            self._fill(numbers[part], user[part], item[part], time[part], counted)
+        labels = np.full((len(user), len(self.schema.labels)), np.nan, np.float32)
+        return self._rows(user, item, domain, time, given, pointers, numbers, labels)
 
     def history(
         self, behaviour: str, user: npt.NDArray[np.integer], time: Integers
@@ -193,47 +225,114 @@ class FeatureStore:
             behaviours={name: _before(table, moment) for name, table in self.behaviours.items()},
         )
 
-    def _numbers(
+    def _rows(
+        self,
+        user: npt.NDArray[np.integer],
+        item: npt.NDArray[np.integer],
+        domain: npt.NDArray[np.integer],
+        time: Integers,
+        context: dict[str, npt.NDArray[Any]],
+        pointers: dict[str, tuple[Integers, npt.NDArray[np.int32]]],
+        numbers: npt.NDArray[np.float32],
+        labels: npt.NDArray[np.float32],
+    ) -> Rows:
+        names = [self.schema.fields[place].name for place in self.schema.positions("context")]
+        unknown = np.zeros(len(user), np.int32)
+        return Rows(
+            user=user.astype(np.int32),
+            item=item.astype(np.int32),
+            domain=domain.astype(np.int16),
+            time=time.astype(np.int64),
+            context=np.stack([np.asarray(context.get(name, unknown), np.int32) for name in names], axis=1),
+            numbers=numbers,
+            ends={name: ends for name, (ends, _) in pointers.items()},
+            lengths={name: lengths for name, (_, lengths) in pointers.items()},
+            labels=labels,
+        )
+
+    def _fill(
+        self,
+        out: npt.NDArray[np.float32],
+        user: npt.NDArray[np.integer],
+        item: npt.NDArray[np.integer],
+        time: Integers,
+        counted: Iterable[npt.NDArray[np.float32]],
+    ) -> None:
+        """Fill `out` (N, M) in the order of `numbers`: what users and items are, then what was counted of them."""
+        place = 0
+        for columns in (*self._known(user, item, time), *counted):
+            width = columns.shape[1] if columns.ndim == 2 else 1
+            out[:, place : place + width] = columns.reshape(len(out), width)
+            place += width
+
+    def _known(
+        self, user: npt.NDArray[np.integer], item: npt.NDArray[np.integer], time: Integers
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        for table, row in ((self.users, user), (self.items, item)):
+            for name in _prefixed(table, "number_"):
+                yield table[f"number_{name}"][row]
+        if "published" in self.items:
+            yield item_age(self.items["published"][item], time)
+
+    def _counted(
         self,
         user: npt.NDArray[np.integer],
         item: npt.NDArray[np.integer],
         domain: npt.NDArray[np.integer],
         time: Integers,
         pointers: dict[str, tuple[Integers, npt.NDArray[np.int32]]],
-        out: npt.NDArray[np.float32],
-    ) -> None:
-        """Fill `out` (N, M) in the order of `numbers`."""
-        place = 0
-
-        def add(columns: npt.NDArray[np.float32]) -> None:
-            nonlocal place
-            columns = columns.reshape(len(user), -1)
-            out[:, place : place + columns.shape[1]] = columns
-            place += columns.shape[1]
-
-        for table, row in ((self.users, user), (self.items, item)):
-            for name in _prefixed(table, "number_"):
-                add(table[f"number_{name}"][row])
-        if "published" in self.items:
-            add(item_age(self.items["published"][item], time))
-        counters = self._counters
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        """Statistics and matches of any rows, from the events in memory."""
+        counters, entities = self._counters, self._entities
 
         def count(entity: str) -> npt.NDArray[np.float32]:
-            priors = [self.recipe.priors[entity][rate] for rate in self.recipe.rates]
-            keys = self.entity_keys(entity, user, item, domain)
-            return statistics.features(counters[entity], keys, time, self.recipe.windows, priors)
+            keys = entities.keys(entity, user, item, domain)
+            return statistics.features(counters[entity], keys, time, self.recipe.windows, self._priors(entity))
 
-        for columns in _each(count, self.recipe.statistics, rows=len(user)):
-            add(columns)
+        yield from _each(count, self.recipe.statistics, rows=len(user))
         for name, (ends, lengths) in pointers.items():
             table, owner = self.behaviours[name], user.astype(np.int64)
             for attribute in self.recipe.attributes:
                 values = self._item_keys[attribute][item]
                 index = self._shared[name, attribute]
-                for column in match.shared(index, table["time"], owner, values, time, ends, lengths):
-                    add(column)
+                yield from match.encode(*match.found(index, table["time"], owner, values, time, ends, lengths))
             if "content" in self.items:
-                add(match.content_similarity(self._contents[name], self.items["content"][item], ends, lengths))
+                yield match.content_similarity(self._contents[name], self.items["content"][item], ends, lengths)
+
+    def _stored(self, table: pa.Table) -> Iterator[npt.NDArray[np.float32]]:
+        """Statistics and matches of logged rows, from their day's files."""
+        windows = (*self.recipe.windows, statistics.ALL)
+        kinds = ("shows", *self.recipe.rates)
+        for entity in self.recipe.statistics:
+            counts = np.empty((table.num_rows, len(windows), len(kinds)), np.int32)
+            for place, window in enumerate(windows):
+                for number, kind in enumerate(kinds):
+                    counts[:, place, number] = table[statistics.count_name(entity, kind, window)].to_numpy()
+            yield statistics.encode(counts, self.recipe.windows, self._priors(entity))
+        for name in self.behaviours:
+            for attribute in self.recipe.attributes:
+                counts, gaps = (table[f"{name}_{one}"].to_numpy() for one in (f"same_{attribute}", f"{attribute}_gap"))
+                yield from match.encode(counts, gaps)
+            if "content" in self.items:
+                yield table[f"{name}_content_similarity"].to_numpy()
+
+    def _priors(self, entity: str) -> list[tuple[float, float]]:
+        return [self.recipe.priors[entity][rate] for rate in self.recipe.rates]
+
+    def _days_of_slices(self, slices: tuple[str, ...]) -> list[str]:
+        """The days in which the slices have rows; all days when none is named."""
+        bounds = [self.slices[name] for name in ("begin", "validation", "test", "end")]
+        ranges = [bounds[place : place + 2] for place in map(SLICES.index, slices or SLICES)]
+        begins = np.array(self.days(), "datetime64[us]").astype(np.int64)
+        inside = [any(begin < last and first < begin + DAY for first, last in ranges) for begin in begins]
+        return [day for day, wanted in zip(self.days(), inside, strict=True) if wanted]
+
+    def _of_slices(self, table: pa.Table, slices: tuple[str, ...]) -> pa.Table:
+        if not slices:
+            return table
+        bounds = [self.slices["validation"], self.slices["test"]]
+        wanted = np.isin(np.searchsorted(bounds, table["time"].to_numpy(), side="right"), [*map(SLICES.index, slices)])
+        return table if wanted.all() else table.filter(pa.array(wanted))
 
     def entity_keys(
         self,
@@ -244,27 +343,15 @@ class FeatureStore:
     ) -> Integers:
         """One int64 key per row for an entity such as "user", "author_id" or "item+domain"."""
 
-        def part(name: str) -> tuple[Integers, int]:
-            if name == "domain":
-                return np.asarray(domain, np.int64) + 1, len(self.schema.domains) + 1
-            if name in self._user_keys:
-                return self._user_keys[name][user], self._sizes[name]
-            return self._item_keys[name][item], self._sizes[name]
-
-        parts = [part(name) for name in entity.split("+")]
-        return reduce(lambda keys, one: keys * one[1] + one[0], parts[1:], parts[0][0])
+        return self._entities.keys(entity, user, item, domain)
 
     @cached_property
-    def _user_keys(self) -> dict[str, Integers]:
-        return _keys("user", self.users)
+    def _entities(self) -> Entities:
+        return Entities(_keys("user", self.users), self._item_keys, len(self.schema.domains))
 
     @cached_property
     def _item_keys(self) -> dict[str, Integers]:
         return _keys("item", self.items)
-
-    @cached_property
-    def _sizes(self) -> dict[str, int]:
-        return {name: int(values.max()) + 1 for name, values in (self._user_keys | self._item_keys).items()}
 
     @cached_property
     def _counters(self) -> dict[str, statistics.Counter]:
@@ -299,34 +386,90 @@ class FeatureStore:
         content = self.items["content"]
         return {name: match.running_content(content[table["item"]]) for name, table in self.behaviours.items()}
 
-    def _read_group(self, file: pq.ParquetFile, group: int, wanted: list[int]) -> Rows | None:
-        slices = file.read_row_group(group, ["slice"])["slice"].to_numpy()
-        mask = np.isin(slices, wanted)
-        if not mask.any():
-            return None
+    @cached_property
+    def _starts(self) -> dict[str, Integers]:
+        """Where each user's events begin in each behaviour."""
+        users = np.arange(len(self.users["code_user_id"]))
+        return {name: np.searchsorted(table["user"], users) for name, table in self.behaviours.items()}
 
-        def read(names: Iterable[str], dtype: type) -> npt.NDArray[Any]:
-            columns = file.read_row_group(group, list(names))
-            table = np.empty((int(mask.sum()), columns.num_columns), dtype)
-            for place, column in enumerate(columns.columns):
-                table[:, place] = column.to_numpy()[mask]
-            return table
+    @cached_property
+    def _contexts(self) -> dict[str, tuple[Integers, npt.NDArray[np.int32]]]:
+        """The feature ids that the vocabularies of context columns admitted, ascending, and their codes."""
+        vocabulary = read_columns(self.folder / "vocabulary.parquet", ["fid", "code"])
+        field = pq.read_table(self.folder / "vocabulary.parquet", columns=["field"])["field"].to_numpy()
+        contexts = {}
+        for place in self.schema.positions("context"):
+            if (name := self.schema.fields[place].name) not in BUILT_IN_CONTEXT:
+                own = np.flatnonzero(field == name)
+                own = own[np.argsort(vocabulary["fid"][own])]
+                contexts[name] = (vocabulary["fid"][own], vocabulary["code"][own])
+        return contexts
 
-        def column(name: str, dtype: type) -> npt.NDArray[Any]:
-            return read([name], dtype)[:, 0]
 
-        context = [f"code_{self.schema.fields[place].name}" for place in self.schema.positions("context")]
-        return Rows(
-            user=column("user", np.int32),
-            item=column("item", np.int32),
-            domain=column("domain", np.int16),
-            time=column("time", np.int64),
-            context=read(context, np.int32),
-            numbers=read([number.name for number in self.schema.numbers], np.float32),
-            ends={name: column(f"{name}_end", np.int64) for name in self.behaviours},
-            lengths={name: column(f"{name}_length", np.int32) for name in self.behaviours},
-            labels=read(self.schema.labels, np.float32),
-        )
+def days_of(folder: Path) -> list[str]:
+    """The days of a features folder in order."""
+    return sorted(path.name for path in (folder / DAYS).iterdir())
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Some rows of a day's files that are read at once; the day reaches from `begin` to `end` (µs)."""
+
+    path: Path
+    number: int
+    rows: int
+    begin: int
+
+    @property
+    def end(self) -> int:
+        return self.begin + DAY
+
+
+def row_groups(folder: Path) -> list[RowGroup]:
+    """All row groups of a features folder, in order of day and part."""
+    found = []
+    for day in days_of(folder):
+        begin = int(np.datetime64(day, "us").astype(np.int64))
+        for path in sorted((folder / DAYS / day).glob("user-*.parquet")):
+            told = pq.read_metadata(path)
+            found += [RowGroup(path, n, told.row_group(n).num_rows, begin) for n in range(told.num_row_groups)]
+    return found
+
+
+def read_group(group: RowGroup) -> pa.Table:
+    """The rows of a row group, in order of time."""
+    return _beside(group.path, lambda path: pq.ParquetFile(path).read_row_group(group.number))
+
+
+def rows_of_slices(folder: Path) -> dict[str, int]:
+    """How many impressions each slice of a features folder has."""
+    bounds = json.loads((folder / "slices.json").read_text())
+    edges, counts = [bounds["validation"], bounds["test"]], np.zeros(len(SLICES), np.int64)
+    for day in days_of(folder):
+        places = np.searchsorted(edges, read_day(folder, day, ["user", "time"])["time"].to_numpy(), side="right")
+        counts += np.bincount(places, minlength=len(SLICES))
+    return dict(zip(SLICES, counts.tolist(), strict=True))
+
+
+def read_day(folder: Path, day: str, names: list[str] | None = None) -> pa.Table:
+    """The rows of a day's files, in order of time and user; all their columns, or some of those of the side "user"."""
+    paths = sorted((folder / DAYS / day).glob("user-*.parquet"))
+    parts = [_beside(path, pq.read_table) if names is None else pq.read_table(path, columns=names) for path in paths]
+    if len(parts) == 1:
+        return parts[0]
+    whole = pa.concat_tables(parts)
+    return whole.take(np.lexsort((whole["user"].to_numpy(), whole["time"].to_numpy())))
+
+
+def _beside(path: Path, read: Callable[[Path], pa.Table]) -> pa.Table:
+    """What is read of a file of the side "user", with the columns of the file of the side "shared" beside it."""
+    table = read(path)
+    shared = path.with_name(path.name.replace("user", "shared"))
+    if shared.exists():
+        others = read(shared)
+        for name in others.column_names:
+            table = table.append_column(name, others[name])
+    return table
 
 
 def numbers(users: Columns, items: Columns, behaviours: Iterable[str], recipe: Recipe) -> tuple[Number, ...]:
@@ -400,11 +543,13 @@ def countable(log: Columns, rates: tuple[str, ...]) -> Columns:
 
 
 def read_columns(path: Path, names: list[str] | None = None) -> Columns:
-    """Columns of a Parquet file, all but the raw ids, as writable arrays: (N, d) for a fixed-size list, an unknown time
-    for null."""
-    table = pq.read_table(path, columns=names)
-    names = [name for name in table.column_names if name not in IDS]
-    return {name: _array(table[name].combine_chunks()) for name in names}
+    """Columns of a Parquet file, as `as_columns` gives them."""
+    return as_columns(pq.read_table(path, columns=names))
+
+
+def as_columns(table: pa.Table) -> Columns:
+    """Columns but the raw ids as writable arrays: (N, d) for a fixed-size list, an unknown time for null."""
+    return {name: _array(table[name].combine_chunks()) for name in table.column_names if name not in IDS}
 
 
 def _array(values: pa.Array) -> npt.NDArray[Any]:

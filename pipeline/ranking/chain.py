@@ -13,13 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import nn
 
-from pipeline.features.store import SLICES, FeatureStore
+from pipeline.features.store import Columns, FeatureStore, Rows
 from pipeline.ranking import coarse, fine
 from pipeline.ranking.batches import Encoder
 from pipeline.ranking.coarse import rank_within
 from pipeline.ranking.merged import Merged
-
-TEST = SLICES.index("test")
 
 
 def rank(
@@ -64,9 +62,15 @@ def rank(
 
 def predict(store: FeatureStore, encoder: Encoder, model: nn.Module) -> pa.Table:
     """The test slice's impressions with the fine ranker's probability `score_<task>` of each of the log's tasks."""
-    scores = fine.probabilities(model, encoder, store.log("test"))
-    names = ["user", "item", "domain", "time", "random", *store.schema.labels]
-    impressions = pq.read_table(store.folder / "log.parquet", columns=names, filters=[("slice", "=", TEST)])
-    for number, task in enumerate(store.schema.labels):
-        impressions = impressions.append_column(f"score_{task}", pa.array(scores[:, number]))
-    return impressions
+    rows = store.log("test")
+    scores = fine.probabilities(model, encoder, rows)
+    told = {f"score_{task}": scores[:, number] for number, task in enumerate(store.schema.labels)}
+    return pa.table({**impressions(store, rows, "test"), **told})
+
+
+def impressions(store: FeatureStore, rows: Rows, slice_name: str) -> Columns:
+    """The impressions of a slice, which are `rows`, and the rate `item_<task>_rate_all` of their items so far."""
+    names = [number.name for number in store.schema.numbers]
+    rates = [rate for task in store.schema.labels if (rate := f"item_{task}_rate_all") in names]
+    plain = store.columns(["user", "item", "domain", "time", "random", *store.schema.labels], slice_name)
+    return {**plain, **{rate: rows.numbers[:, names.index(rate)] for rate in rates}}

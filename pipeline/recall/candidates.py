@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from pipeline import config
-from pipeline.features.store import SLICES, FeatureStore
+from pipeline.features.store import FeatureStore
 from pipeline.lake import InputError, write_json
 from pipeline.progress import progress
 from pipeline.recall import exposure, fresh, hot, item_cf, two_tower
@@ -156,17 +156,16 @@ def requests_of(
     Up to `limit` requests, chosen by a hash of (user, domain). Validation users fall by a hash into two folds, so that
     what is fitted on one is tuned on the other.
     """
-    slices = pl.scan_parquet(store.folder / "log.parquet").filter(pl.col("slice") == SLICES.index(moment))
+    log = pl.DataFrame(store.columns(["user", "domain", "item", *tasks], moment))
     engaged = (
-        slices.filter(pl.col(positive) > 0)
+        log.filter(pl.col(positive) > 0)
         .group_by("user", "domain", "item")
         .agg(pl.col(tasks).max())
         .sort("user", "domain", "item")
-        .collect()
     )
     if engaged.is_empty():
         raise InputError(
-            f"{store.folder}/log.parquet: no row of the {moment} slice has {positive} = 1; lengthen split.{moment}_days"
+            f"{store.folder}: no row of the {moment} slice has {positive} = 1; lengthen split.{moment}_days"
         )
     pairs = engaged.select("user", "domain").unique(maintain_order=True)
     keys = exposure.pair_keys(pairs["user"].to_numpy(), pairs["domain"].to_numpy())

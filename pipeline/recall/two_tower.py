@@ -122,7 +122,7 @@ def train(
     store = FeatureStore.open(features)
     rows = engaged(store, "train", positive)
     if not len(rows):
-        raise InputError(f"{features}/log.parquet: no row of the train slice has {positive} = 1; choose another task")
+        raise InputError(f"{features}: no row of the train slice has {positive} = 1; choose another task")
     catalogue = available(store, store.slices["validation"])["item"].to_numpy()
     torch.manual_seed(seed)
     model = make(store.schema, width, content_width(store))

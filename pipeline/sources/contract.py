@@ -147,7 +147,8 @@ class _Check:
     ) -> pl.DataFrame:
         """The rows of one piece of a table that keep the contract, in its types, with `row`, their number in the file.
 
-        `needed` may not be null, `times` become UTC, `labels` must be 0 or 1; no number may be NaN or infinite.
+        `needed` may not be null, `times` become UTC, `labels` must be 0 or 1 and, where they are delayed, not known
+        before the row's own time; no number may be NaN or infinite.
         """
         kinds = frame.schema
         typed = frame.select(
@@ -162,6 +163,11 @@ class _Check:
             *(("label not 0 or 1", column, typed[column].is_null()) for column in labels),
             *(("in the future", column, typed[column] > self.now) for column in times),
             *(("before 1990", column, typed[column] < EARLIEST) for column in times),
+            *(
+                ("before its impression", f"{label}_time", typed[f"{label}_time"] < typed["time"])
+                for label in labels
+                if f"{label}_time" in kinds
+            ),
         ]
         return self._set_apart(table, typed, rules)
 
@@ -252,7 +258,8 @@ def _events(piece: pl.DataFrame, raw: RawLog, contract: config.Contract, check: 
     piece = piece.with_columns(pl.lit(value).alias(flag) for flag, value in FLAGS.items() if flag not in piece.columns)
     leading = [*KEYS, *FLAGS, *contract.tasks]
     piece = piece.select(*leading, *(column for column in piece.columns if column not in leading))
-    kept = check.apply("events", piece, needed=KEYS, times=("time",), labels=contract.tasks)
+    delays = [f"{task}_time" for task in contract.tasks if f"{task}_time" in piece.columns]
+    kept = check.apply("events", piece, needed=KEYS, times=("time", *delays), labels=contract.tasks)
     kept = kept.sort("time", "user_id", "item_id", maintain_order=True)
     return _without_duplicates(kept, check).drop("row")
 
