@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from pipeline.lake import InputError
 
@@ -58,6 +59,40 @@ def run(config: ConfigFile, overrides: Overrides = None) -> None:
     report.terminal(summary["folders"])
     seconds = time.perf_counter() - begun
     print(f"done: report {summary['report']} · MLflow run {summary['run']} · {seconds:.0f} s")
+
+
+@app.command()
+def features(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    explain: Annotated[
+        tuple[str, str, str] | None,
+        typer.Option(metavar="USER ITEM TIME", help="Show one row's features and the events they were computed from."),
+    ] = None,
+    domain: Annotated[str, typer.Option(help="The explained row's domain; the log's own by default.")] = "",
+) -> None:
+    """Make the events and the features, and nothing after them; explain a row of them."""
+    from flows.servers import prefect_home
+    from pipeline.config import load
+    from pipeline.features import explain as explaining
+
+    moment = explaining.moment(explain[2]) if explain else 0
+    prefect_home(Path(load(config, overrides or []).folder))
+    from flows.features import features_only
+    from pipeline.features.store import FeatureStore
+
+    made = features_only(str(config), overrides or [])
+    if explain:
+        store = FeatureStore.open(made["features"])
+        explaining.terminal(explaining.explain(store, made["events"], *explain[:2], moment, domain), store)
+        return
+    logged, counts = made["logged"], made["made"]
+    table = Table("rows", "days", "users", "items", "fields", "numbers", "folder", width=100)
+    days = round((logged["last_time"] - logged["first_time"]) / 86_400e6, 1)
+    table.add_row(f"{logged['events']:,}", f"{days}", f"{logged['users']:,}", f"{logged['items']:,}", "", "", str(made["events"]))
+    rows = sum(counts[f"rows_{name}"] for name in ("train", "validation", "test"))
+    table.add_row(f"{rows:,}", "", f"{counts['users']:,}", f"{counts['items']:,}", f"{counts['fields']}", f"{counts['numbers']}", str(made["features"]))
+    Console(width=100, highlight=False).print(table)
 
 
 @app.command()
