@@ -89,9 +89,19 @@ def features(
     logged, counts = made["logged"], made["made"]
     table = Table("rows", "days", "users", "items", "fields", "numbers", "folder", width=100)
     days = round((logged["last_time"] - logged["first_time"]) / 86_400e6, 1)
-    table.add_row(f"{logged['events']:,}", f"{days}", f"{logged['users']:,}", f"{logged['items']:,}", "", "", str(made["events"]))
+    table.add_row(
+        f"{logged['events']:,}", f"{days}", f"{logged['users']:,}", f"{logged['items']:,}", "", "", str(made["events"])
+    )
     rows = sum(counts[f"rows_{name}"] for name in ("train", "validation", "test"))
-    table.add_row(f"{rows:,}", "", f"{counts['users']:,}", f"{counts['items']:,}", f"{counts['fields']}", f"{counts['numbers']}", str(made["features"]))
+    table.add_row(
+        f"{rows:,}",
+        "",
+        f"{counts['users']:,}",
+        f"{counts['items']:,}",
+        f"{counts['fields']}",
+        f"{counts['numbers']}",
+        str(made["features"]),
+    )
     Console(width=100, highlight=False).print(table)
 
 

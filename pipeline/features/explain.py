@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-
 from rich.console import Console
 from rich.table import Table
 
@@ -284,9 +283,7 @@ def _entity(
                 shows=int(events["shows"][rows].sum()),
                 positives={rate: int(events[rate][rows].sum()) for rate in store.recipe.rates},
                 priors=store.recipe.priors[name],
-                encoded={
-                    one: numbers.pop(one)[1] for one in statistics.names(name, (window,), store.recipe.rates)
-                },
+                encoded={one: numbers.pop(one)[1] for one in statistics.names(name, (window,), store.recipe.rates)},
             )
         )
     return Entity(name, {part: attributes.get(part) for part in name.split("+")}, tuple(windows))
@@ -364,7 +361,9 @@ def terminal(explained: Explanation, store: FeatureStore) -> None:
         _print_events(console, store, store.events, widest, explained.time)
 
     for history in explained.histories:
-        console.print(f"[bold]{history.behaviour}[/]: the last {history.length} of at most {store.recipe.length} events")
+        console.print(
+            f"[bold]{history.behaviour}[/]: the last {history.length} of at most {store.recipe.length} events"
+        )
         _print_events(console, store, store.behaviours[history.behaviour], history.events, explained.time)
         table = Table("matches", "raw", "events", "model sees", title=f"{history.behaviour} × item", width=WIDTH)
         for one in history.matches:
