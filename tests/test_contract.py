@@ -323,3 +323,26 @@ def test_ids_of_many_pieces_are_counted_once(piece: int) -> None:
         seen.add(pl.DataFrame({"item_id": ids[begin : begin + piece]}))
     assert sorted(seen.all()["item_id"]) == sorted(set(ids))
     assert sorted(seen.all()["item_id"]) == sorted(set(ids))
+
+
+WATCHED = config.Contract(tasks=("click",), durations={"watch": "ms"}, maximum_rejected=0.9)
+
+
+def test_a_duration_becomes_seconds(tmp_path: Path) -> None:
+    """Unknown stays unknown; what is negative, not finite or no number at all is set apart."""
+    log = rows(6, watched=["1500", None, "-1", "long", "inf", "0"])
+    write(tmp_path, log, WATCHED, extra={"watch": "watched"})
+    events = pl.read_parquet(tmp_path / "out" / "events.parquet")
+    assert events.columns == ["user_id", "item_id", "domain", "time", "shown", "random", "click", "watch"]
+    assert events["watch"].dtype == pl.Float32
+    assert events["watch"].to_list() == [1.5, None, 0.0]
+    assert rejected(tmp_path) == [
+        ("events", 2, "negative duration", "watch"),
+        ("events", 3, "wrong type", "watch"),
+        ("events", 4, "not finite", "watch"),
+    ]
+
+
+def test_a_missing_duration_names_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no column 'watch'; it has user_id.*contract\.durations"):
+        write(tmp_path, rows(), WATCHED)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,15 +37,16 @@ def contest(features: Path, out: Path, *, settings: Fine, seed: int, log: Log) -
     """
     store = FeatureStore.open(features)
     encoder = Encoder(store)
-    rows, weight = fine.weighed(store.log("train"), settings.loss, seed)
-    schema = replace(store.schema, encodings=settings.encodings)
-    held_out = store.log("validation")
+    rows, weight = fine.weighed(fine.impressions(store, "train", settings.loss), settings.loss, seed)
+    schema = fine.outputs(store.schema, settings)
+    held_out = fine.impressions(store, "validation", settings.loss)
     model, fitted = fine.learn(encoder, schema, rows, weight, held_out, settings=settings, seed=seed, log=log)
-    predictions = pl.DataFrame(pa.table(chain.predict(store, encoder, model)))
+    predictions = pl.DataFrame(pa.table(chain.predict(store, encoder, model, schema)))
     names = pl.lit(pl.Series(store.schema.domains)).gather(pl.col("domain"))
     judged = task_table(predictions.with_columns(domain=names), store.schema.labels).filter(exposure="all")
     metrics = {
         **{f"validation_{name}": value for name, value in fitted.metrics.items()},
+        **chain.watch_metrics(predictions.to_arrow(), schema),
         "best_epoch": fitted.epoch,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "rows_per_second": fitted.epochs * len(rows) / fitted.seconds,

@@ -91,7 +91,8 @@ def build(
         _write(behaviour(tables, task), out / f"behaviour_{name}.parquet")
 
     delays = [f"{task}_time" for task in contract.tasks if f"{task}_time" in shown.columns]
-    log = shown.select("user", "item", "domain", "time", "random", *contract.tasks, *delays).with_columns(
+    labels = [*contract.tasks, *contract.durations]
+    log = shown.select("user", "item", "domain", "time", "random", *labels, *delays).with_columns(
         pl.Series("slice", slice_of(shown["time"].to_numpy(), bounds)), *context
     )
     store = _store(
@@ -339,6 +340,7 @@ def _store(
         labels=contract.tasks,
         domains=domains,
         content=items["content"].shape[1] if "content" in items else 0,
+        durations=tuple(contract.durations),
     )
     delays = [f"{rate}_time" for rate in features.rates if f"{rate}_time" in log.columns]
     columns = log.select("user", "item", "domain", "time", *features.rates, pl.col(delays).fill_null(UNKNOWN_TIME))

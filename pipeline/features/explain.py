@@ -6,13 +6,13 @@ the events that each was computed from, as row numbers of the store's own tables
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 from rich.console import Console
 from rich.table import Table
@@ -141,8 +141,8 @@ def explain(store: FeatureStore, events: Path, user: str, item: str, time: int, 
     place = store.schema.domains.index(domain)
     vocabulary = pl.read_parquet(store.folder / "vocabulary.parquet")
     context, codes = _context(store, logged or {}, vocabulary)
-    asked = tuple(np.array([number]) for number in (subjects["user"].row, subjects["item"].row, place))
-    row = store.rows(*asked, np.array([time], np.int64), context)
+    asked = (np.array([subjects["user"].row]), np.array([subjects["item"].row]), np.array([place]))
+    row = store.rows(*asked, np.array([time], np.int64), context=context)
 
     numbers = {number.name: (number.role, float(row.numbers[0, n])) for n, number in enumerate(store.schema.numbers)}
     attributes = {**raw["user"], **raw["item"], "user": user, "item": item, "domain": domain}
@@ -229,9 +229,9 @@ def _raw(events: Path, subject: Subject) -> dict[str, Any]:
 
 def _context(
     store: FeatureStore, logged: dict[str, Any], vocabulary: pl.DataFrame
-) -> tuple[dict[str, Integers], dict[str, Any]]:
+) -> tuple[dict[str, npt.NDArray[np.integer]], dict[str, Any]]:
     """Codes and raw values of what an impression of the log has of the context, for `FeatureStore.rows`."""
-    codes: dict[str, Integers] = {}
+    codes: dict[str, npt.NDArray[np.integer]] = {}
     raw = {}
     for name in (store.schema.fields[n].name for n in store.schema.positions("context")):
         if name not in logged or name == "domain":
@@ -263,7 +263,7 @@ def _code(name: str, role: Role, raw: Any, code: int, vocabulary: pl.DataFrame) 
 def _entity(
     store: FeatureStore,
     name: str,
-    asked: Sequence[Integers],
+    asked: tuple[Integers, Integers, Integers],
     time: int,
     attributes: dict[str, Any],
     numbers: dict[str, tuple[Role, float]],

@@ -35,7 +35,8 @@ Columns = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class Rows:
-    """N rows: who, what, where, when, and what is known of them at that moment. `labels` are NaN where unknown."""
+    """N rows: who, what, where, when, and what is known of them at that moment. `labels` are NaN where unknown,
+    and so are `durations`, seconds in the order of the schema's."""
 
     user: npt.NDArray[np.int32]
     item: npt.NDArray[np.int32]
@@ -46,6 +47,7 @@ class Rows:
     ends: dict[str, npt.NDArray[np.int64]]
     lengths: dict[str, npt.NDArray[np.int32]]
     labels: npt.NDArray[np.float32]
+    durations: npt.NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.user)
@@ -171,6 +173,7 @@ class FeatureStore:
             ends={name: ends for name, (ends, _) in pointers.items()},
             lengths={name: lengths for name, (_, lengths) in pointers.items()},
             labels=np.full((len(user), len(self.schema.labels)), np.nan, np.float32),
+            durations=np.full((len(user), len(self.schema.durations)), np.nan, np.float32),
         )
 
     def history(
@@ -315,6 +318,7 @@ class FeatureStore:
             ends={name: column(f"{name}_end", np.int64) for name in self.behaviours},
             lengths={name: column(f"{name}_length", np.int32) for name in self.behaviours},
             labels=read(self.schema.labels, np.float32),
+            durations=read(self.schema.durations, np.float32),
         )
 
 

@@ -178,24 +178,30 @@ class _Check:
         needed: Sequence[str],
         times: Sequence[str],
         labels: Sequence[str] = (),
+        durations: Sequence[str] = (),
     ) -> pl.DataFrame:
         """The rows of one piece of a table that keep the contract, in its types, with `row`, their number in the file.
 
-        `needed` may not be null, `times` become UTC, `labels` must be 0 or 1; no number may be NaN or infinite.
+        `needed` may not be null, `times` become UTC, `labels` must be 0 or 1, `durations` become seconds and may not be
+        negative; no number may be NaN or infinite.
         """
         kinds = frame.schema
         for column in times:
             self._require_unit(table, frame[column])
         typed = frame.select(
             pl.int_range(self.rows[table], self.rows[table] + frame.height, dtype=pl.Int64).alias("row"),
-            *(self._cast(column, kind, times, labels).alias(column) for column, kind in kinds.items()),
+            *(self._cast(column, kind, times, labels, durations).alias(column) for column, kind in kinds.items()),
         )
-        typing = dict.fromkeys((*needed, *times, *(column for column in (*FLAGS, "content") if column in kinds)))
+        typing = dict.fromkeys(
+            (*needed, *times, *durations, *(column for column in (*FLAGS, "content") if column in kinds))
+        )
         rules = [
             *(("not finite", column, _not_finite(frame[column])) for column, kind in kinds.items() if _is_float(kind)),
             *(("null", column, frame[column].is_null()) for column in needed),
             *(("wrong type", column, typed[column].is_null() & frame[column].is_not_null()) for column in typing),
             *(("label not 0 or 1", column, typed[column].is_null()) for column in labels),
+            *(("not finite", column, _not_finite(typed[column])) for column in durations),
+            *(("negative duration", column, typed[column] < 0) for column in durations),
             *(("in the future", column, typed[column] > self.now) for column in times),
             *(("before 1990", column, typed[column] < EARLIEST) for column in times),
         ]
@@ -230,13 +236,23 @@ class _Check:
         self.frames.append(told.cast(REJECTED))  # type: ignore[arg-type]
         self.reasons.update(dict(told["reason"].value_counts().iter_rows()))
 
-    def _cast(self, column: str, kind: pl.DataType, times: Sequence[str], labels: Sequence[str]) -> pl.Expr:
+    def _cast(
+        self,
+        column: str,
+        kind: pl.DataType,
+        times: Sequence[str],
+        labels: Sequence[str] = (),
+        durations: Sequence[str] = (),
+    ) -> pl.Expr:
         values = pl.col(column)
         if column in times:
             return _utc(values, kind, self.raw.time_unit, self.raw.time_zone)
         if column in labels:
             number = values.cast(pl.Float64, strict=False)
             return pl.when(number.is_in([0.0, 1.0])).then(number).cast(pl.Int8)
+        if column in durations:
+            seconds = values.cast(pl.Float64, strict=False) * SECONDS[self.contract.durations[column]]
+            return seconds.cast(pl.Float32)
         if column in ("user_id", "item_id"):
             wanted = self.identities.setdefault(column, pl.Int64() if kind.is_numeric() else pl.String())
             if kind.is_float():
@@ -275,12 +291,13 @@ class _Check:
         days: Counter[int] = Counter()
         for piece in pieces:
             if "time" in piece.columns:
-                times = piece.select(self._cast("time", piece.schema["time"], ("time",), ())).to_series()
+                times = piece.select(self._cast("time", piece.schema["time"], ("time",))).to_series()
                 times = times.filter((times >= EARLIEST) & (times <= self.now)).to_physical()
                 days.update(dict((times // DAY).rename("day").value_counts().iter_rows()))
         if days:
             first, last = _first_of_bulk(days), -_first_of_bulk(Counter({-day: rows for day, rows in days.items()}))
-            self.bulk = tuple(datetime.fromtimestamp(day * 86_400, UTC) for day in (first, last + 1))
+            begin, end = (datetime.fromtimestamp(day * 86_400, UTC) for day in (first, last + 1))
+            self.bulk = (begin, end)
 
     def rejected(self) -> pl.DataFrame:
         return pl.concat(self.frames) if self.frames else pl.DataFrame(schema=REJECTED)
@@ -330,10 +347,13 @@ def _events(piece: pl.DataFrame, raw: RawLog, contract: config.Contract, check: 
     name = check.name("events")
     require(piece, KEYS, name=name, advice=raw.advice)
     require(piece, contract.tasks, name=name, advice=f"{raw.advice}, or take it out of contract.tasks")
+    require(piece, [*contract.durations], name=name, advice=f"{raw.advice}, or take it out of contract.durations")
     piece = piece.with_columns(pl.lit(value).alias(flag) for flag, value in FLAGS.items() if flag not in piece.columns)
-    leading = [*KEYS, *FLAGS, *contract.tasks]
+    leading = [*KEYS, *FLAGS, *contract.tasks, *contract.durations]
     piece = piece.select(*leading, *(column for column in piece.columns if column not in leading))
-    kept = check.apply("events", piece, needed=KEYS, times=("time",), labels=contract.tasks)
+    kept = check.apply(
+        "events", piece, needed=KEYS, times=("time",), labels=contract.tasks, durations=[*contract.durations]
+    )
     kept = kept.sort("time", "user_id", "item_id", maintain_order=True)
     return _without_duplicates(kept, check).drop("row")
 
