@@ -86,23 +86,7 @@ def features(
         store = FeatureStore.open(made["features"])
         explaining.terminal(explaining.explain(store, made["events"], *explain[:2], moment, domain), store)
         return
-    logged, counts = made["logged"], made["made"]
-    table = Table("rows", "days", "users", "items", "fields", "numbers", "folder", width=100)
-    days = round((logged["last_time"] - logged["first_time"]) / 86_400e6, 1)
-    table.add_row(
-        f"{logged['events']:,}", f"{days}", f"{logged['users']:,}", f"{logged['items']:,}", "", "", str(made["events"])
-    )
-    rows = sum(counts[f"rows_{name}"] for name in ("train", "validation", "test"))
-    table.add_row(
-        f"{rows:,}",
-        "",
-        f"{counts['users']:,}",
-        f"{counts['items']:,}",
-        f"{counts['fields']}",
-        f"{counts['numbers']}",
-        str(made["features"]),
-    )
-    Console(width=100, highlight=False).print(table)
+    _print_features(**made)
 
 
 @app.command()
@@ -212,6 +196,18 @@ def zoo(
     from flows.zoo import zoo as compete
 
     compete(str(config), overrides or [], chosen)
+
+
+def _print_features(events: Path, features: Path, logged: dict[str, float], made: dict[str, float]) -> None:
+    """What the features flow came to: a line for the events and one for the features."""
+    table = Table("rows", "days", "users", "items", "fields", "numbers", "folder", width=100)
+    days = (logged["last_time"] - logged["first_time"]) / 86_400e6
+    counts = (f"{logged[name]:,}" for name in ("users", "items"))
+    table.add_row(f"{logged['events']:,}", f"{days:.1f}", *counts, "", "", str(events))
+    rows = sum(made[f"rows_{name}"] for name in ("train", "validation", "test"))
+    counts = (f"{made[name]:,}" for name in ("users", "items", "fields", "numbers"))
+    table.add_row(f"{rows:,}", "", *counts, str(features))
+    Console(width=100, highlight=False).print(table)
 
 
 def _until_interrupted() -> None:

@@ -47,7 +47,7 @@ def features(config: Config, run: Run) -> tuple[Path, Path]:
 
 @flow(name="features only")
 def features_only(config: str, overrides: list[str]) -> dict[str, Any]:
-    """The features flow as a run of its own. Returns the folders and what they came to."""
+    """The features flow as a run of its own. Returns both folders and the metrics of both stages."""
     settings = configuration.load(Path(config), overrides)
     resolved = settings.to_dict()
     folder = Path(resolved.pop("folder"))

@@ -159,14 +159,14 @@ def test_the_seconds_watched_are_one_more_output(watched, tmp_path):
     told = train(watched, tmp_path, Loss(watch_time="watch"), longer)
     ranker, store = fine.load(tmp_path), FeatureStore.open(watched["features"])
     assert ranker.schema.labels == (*store.schema.labels, "watch", fine.RELEVANCE)
-    assert told["validation_ratio_watch"] == pytest.approx(1, abs=0.25)
+    assert told["validation_ratio_watch"] == pytest.approx(1, abs=0.3)
     impressions = chain.predict(store, Encoder(store), ranker.model, ranker.schema)
     assert "score_relevance" not in impressions.column_names
     expected = impressions["score_watch"].to_numpy()
     logits = fine.logits(ranker.model, Encoder(store), store.log("test")).numpy()
     np.testing.assert_allclose(expected, np.exp(logits[:, ranker.schema.labels.index("watch")]), rtol=1e-3)
     metrics = chain.watch_metrics(impressions, ranker.schema)
-    assert metrics["ratio_watch"] == pytest.approx(1, abs=0.25)
+    assert metrics["ratio_watch"] == pytest.approx(1, abs=0.3)
     assert metrics["spearman_watch"] > 0.3
     assert expected.max() <= 25.001
 
