@@ -300,6 +300,10 @@ def test_a_column_of_nulls_only(tmp_path: Path) -> None:
         write(tmp_path / "key", rows(tab=[None] * 4))
 
 
+def test_an_event_may_have_a_column_called_content(tmp_path: Path) -> None:
+    assert write(tmp_path, rows(words=["a"] * 4), extra={"content": "words"})["rejected_rows"] == 0
+
+
 def test_content_of_another_length_is_set_apart(tmp_path: Path) -> None:
     items = pl.DataFrame({"item_id": [10, 11, 12, 13], "content": [[0.0, 1.0], [1.0], [2.0, 3.0], None]})
     write(tmp_path, rows(), items=items)

@@ -179,22 +179,24 @@ class _Check:
         times: Sequence[str],
         labels: Sequence[str] = (),
         durations: Sequence[str] = (),
+        vectors: Sequence[str] = (),
     ) -> pl.DataFrame:
         """The rows of one piece of a table that keep the contract, in its types, with `row`, their number in the file.
 
         `needed` may not be null, `times` become UTC, `labels` must be 0 or 1, `durations` become seconds and may not be
-        negative; no number may be NaN or infinite.
+        negative, the lists of `vectors` are of one length; no number may be NaN or infinite.
         """
         kinds = frame.schema
+        parts = {"time": times, "label": labels, "duration": durations, "vector": vectors}
+        roles = {column: role for role, columns in parts.items() for column in columns}
         for column in times:
             self._require_unit(table, frame[column])
         typed = frame.select(
             pl.int_range(self.rows[table], self.rows[table] + frame.height, dtype=pl.Int64).alias("row"),
-            *(self._cast(column, kind, times, labels, durations).alias(column) for column, kind in kinds.items()),
+            *(self._cast(column, kind, roles.get(column, "")).alias(column) for column, kind in kinds.items()),
         )
-        typing = dict.fromkeys(
-            (*needed, *times, *durations, *(column for column in (*FLAGS, "content") if column in kinds))
-        )
+        flags = (flag for flag in FLAGS if flag in kinds)
+        typing = dict.fromkeys((*needed, *times, *durations, *vectors, *flags))
         rules = [
             *(("not finite", column, _not_finite(frame[column])) for column, kind in kinds.items() if _is_float(kind)),
             *(("null", column, frame[column].is_null()) for column in needed),
@@ -236,21 +238,14 @@ class _Check:
         self.frames.append(told.cast(REJECTED))  # type: ignore[arg-type]
         self.reasons.update(dict(told["reason"].value_counts().iter_rows()))
 
-    def _cast(
-        self,
-        column: str,
-        kind: pl.DataType,
-        times: Sequence[str],
-        labels: Sequence[str] = (),
-        durations: Sequence[str] = (),
-    ) -> pl.Expr:
+    def _cast(self, column: str, kind: pl.DataType, role: str) -> pl.Expr:
         values = pl.col(column)
-        if column in times:
+        if role == "time":
             return _utc(values, kind, self.raw.time_unit, self.raw.time_zone)
-        if column in labels:
+        if role == "label":
             number = values.cast(pl.Float64, strict=False)
             return pl.when(number.is_in([0.0, 1.0])).then(number).cast(pl.Int8)
-        if column in durations:
+        if role == "duration":
             seconds = values.cast(pl.Float64, strict=False) * SECONDS[self.contract.durations[column]]
             return seconds.cast(pl.Float32)
         if column in ("user_id", "item_id"):
@@ -263,7 +258,7 @@ class _Check:
             return values.cast(pl.Boolean, strict=False) if kind.is_numeric() or kind == pl.Boolean else pl.lit(None)
         if column in ("domain", "behaviour"):
             return values.cast(pl.String)
-        if column == "content" and not isinstance(kind, pl.Array):
+        if role == "vector" and not isinstance(kind, pl.Array):
             return _vectors(values) if isinstance(kind, pl.List) and kind.inner.is_numeric() else pl.lit(None)
         return values
 
@@ -291,7 +286,7 @@ class _Check:
         days: Counter[int] = Counter()
         for piece in pieces:
             if "time" in piece.columns:
-                times = piece.select(self._cast("time", piece.schema["time"], ("time",))).to_series()
+                times = piece.select(self._cast("time", piece.schema["time"], "time")).to_series()
                 times = times.filter((times >= EARLIEST) & (times <= self.now)).to_physical()
                 days.update(dict((times // DAY).rename("day").value_counts().iter_rows()))
         if days:
@@ -383,7 +378,8 @@ def _entities(table: str, key: str, frame: pl.DataFrame | None, seen: pl.DataFra
     frame = frame.with_columns(
         pl.lit(None, kind).alias(column) for column, kind in optional.items() if column not in frame.columns
     )
-    kept = check.apply(table, frame, needed=[key], times=list(optional)).drop("row")
+    vectors = [column for column in ("content",) if column in frame.columns]
+    kept = check.apply(table, frame, needed=[key], times=list(optional), vectors=vectors).drop("row")
     if "content" in kept.columns and kept["content"].null_count() == kept.height:
         kept = kept.drop("content")
     if isinstance(kept.schema.get("content"), pl.List):
