@@ -13,7 +13,9 @@ from prefect import Task, flow
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.stages import READING, keep_or_make
+from flows.stages import READING, keep_or_make, numbers
+from pipeline import config as configuration
+from pipeline import lake, tracking
 from pipeline.config import Config, Features
 from pipeline.features import build
 from pipeline.features.days import Each, One, Result
@@ -36,7 +38,7 @@ def features(config: Config, run: Run) -> tuple[Path, Path]:
         root=config.root,
         run=run,
         reads=contract.source_files(config.source),
-        tell=("events", "users", "items", "rejected_rows"),
+        tell=("events", "users", "items", "rejected_rows", "missing_days"),
         source=config.source,
         contract=config.contract,
     )
@@ -96,3 +98,17 @@ def _runner(settings: Features, cluster: ExitStack) -> TaskRunner[Any]:
 def is_not_the_input(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001
     """Whether trying again may help: anything failed but the input."""
     return not isinstance(state.data, InputError)
+
+
+@flow(name="features only")
+def features_only(config: str, overrides: list[str]) -> dict[str, Any]:
+    """The features flow as a run of its own. Returns both folders and the metrics of both stages."""
+    settings = configuration.load(Path(config), overrides)
+    resolved = settings.to_dict()
+    folder = Path(resolved.pop("folder"))
+    with lake.explain_full_disk(folder), tracking.start(folder, f"{settings.name} features") as run:
+        run.configuration(resolved)
+        run.parameters(resolved)
+        events, made = features(settings, run)
+        run.data(events, lake.read_manifest(events)["fingerprint"])
+    return {"events": events, "features": made, "logged": numbers(events), "made": numbers(made)}

@@ -68,7 +68,7 @@ def zoo(config: str, overrides: list[str], models: list[str]) -> dict[str, Any]:
         if not results:
             raise RuntimeError(f"no ranker could be trained: {', '.join(failed)}")
         store = FeatureStore.open(made)
-        shown = pl.DataFrame(chain.impressions(store, store.log("test"), "test"))
+        shown = pl.DataFrame(chain.impressions(store, store.log("test"), "test", store.schema.labels))
         bounds = {"popularity": impressions.popularity_auc(shown, positive)}
         if truth.is_known(events):
             begin = json.loads((made / "slices.json").read_text())["test"]

@@ -82,9 +82,11 @@ Source = Annotated[Simulator | KuaiRand | MappedLog, Discriminator("kind")]
 
 @dataclass(frozen=True, config=STRICT)
 class Contract:
-    """What the log holds: binary label columns in the order of the user's path, and how many bad rows are too many."""
+    """What the log holds: binary label columns in the order of the user's path, columns that say how long something
+    was watched, each with its unit, and how many bad rows are too many."""
 
     tasks: tuple[str, ...] = ("click", "long_view", "like", "convert")
+    durations: dict[str, Literal["s", "ms"]] = field(default_factory=dict)
     positive: str = "click"
     maximum_rejected: float = 0.05
 
@@ -161,12 +163,18 @@ class Loss:
     `ranking`: within what a pairwise loss is added, `ranking_weight` times.
     `negative_rate`: the share of negative labels that is trained on; probabilities are corrected for it.
     `repeat_weight`: how much more an item shown again to its user within a day counts, by the logarithm of how often.
+    `watch_time`: the duration of `contract.durations` that is one more output, the expected seconds.
     """
 
     ranking: Literal["none", "user", "domain"] = "none"
     ranking_weight: NonNegativeFloat = 1.0
     negative_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
     repeat_weight: NonNegativeFloat = 0.0
+    watch_time: str = ""
+
+    def __post_init__(self) -> None:
+        if self.watch_time and self.negative_rate < 1:
+            raise ValueError("watch_time needs every impression; leave negative_rate at 1")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -254,6 +262,15 @@ class Config:
     fine: Fine = Fine()
     zoo: Zoo = Zoo()
     evaluation: Evaluation = Evaluation()
+
+    def __post_init__(self) -> None:
+        watched, durations = self.fine.loss.watch_time, self.contract.durations
+        if watched and watched not in durations:
+            raise ValueError(
+                f"fine.loss.watch_time: {watched!r} is not in contract.durations ({', '.join(durations) or 'none'})"
+            )
+        if both := [name for name in durations if name in self.contract.tasks]:
+            raise ValueError(f"contract.durations: {both[0]!r} is a task already; a duration is no 0/1 label")
 
     @property
     def root(self) -> Path:

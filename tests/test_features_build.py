@@ -159,6 +159,27 @@ def test_cutting_the_future_changes_no_earlier_feature(built, events, tmp_path):
     np.testing.assert_array_equal(earlier.numbers[:, shows], same.numbers[:, shows])
 
 
+def test_durations_are_carried_beside_the_labels(events, tmp_path):
+    """In seconds as logged, NaN where unknown, for the same rows as the labels; and unknown for any other row."""
+    log = pl.read_parquet(events / "events.parquet")
+    seconds = pl.Series("watch", np.arange(log.height) / 4, pl.Float32).set(log["click"] == 0, None)
+    contract = replace(CONTRACT, durations={"watch": "s"})
+    (tmp_path / "out").mkdir()
+    folder = copy(events, tmp_path / "watched", events=log.with_columns(seconds))
+    build(folder, tmp_path / "out", features=SETTINGS, contract=contract, split=config.Split())
+    store = FeatureStore.open(tmp_path / "out")
+    rows = store.log()
+    assert store.schema.durations == ("watch",)
+    assert store.schema.labels == TASKS
+    shown = log.with_columns(seconds).filter("shown")
+    assert rows.durations.shape == (shown.height, 1)
+    assert np.nansum(rows.durations) == shown["watch"].sum()
+    np.testing.assert_array_equal(np.isnan(rows.durations[:, 0]), rows.labels[:, 0] == 0)
+    other = store.rows(rows.user[:3], rows.item[:3], rows.domain[:3], rows.time[:3])
+    assert np.isnan(other.durations).all()
+    assert other.durations.shape == (3, 1)
+
+
 def test_a_label_among_the_context_columns_is_a_leak(events, tmp_path):
     log = pl.read_parquet(events / "events.parquet").with_columns(watched=pl.col("click") * 7)
     leaking = replace(SETTINGS, context=("watched",))

@@ -88,7 +88,7 @@ def build(
     names = pl.read_parquet_schema(events / "events.parquet")
     check_settings(events, names, features, contract.tasks)
     numbered = partition.number(events, work)
-    settings = fact_settings(features, contract.tasks, list(names))
+    settings = fact_settings(features, contract, list(names))
     log = Partitioned.of(events, work, settings, numbered.domains, each)
     bounds = slices(_times(log, split), split)
     write_json(out / "slices.json", bounds)
@@ -116,7 +116,7 @@ def build(
     )
     fields = (*users.fields, *items.fields, *context_fields)
     checked = _first_days(log.days)
-    store = _store(out, fields, recipe, contract.tasks, bounds, log, checked)
+    store = _store(out, fields, recipe, contract, bounds, log, checked)
     store, leak = _check(store, checked)
     (out / "schema.json").write_text(store.schema.to_json() + "\n")
     write_json(
@@ -137,9 +137,10 @@ def build(
     return measured
 
 
-def fact_settings(features: config.Features, tasks: tuple[str, ...], columns: list[str]) -> facts.Settings:
+def fact_settings(features: config.Features, contract: config.Contract, columns: list[str]) -> facts.Settings:
     """What the days hold, of a log with these columns."""
-    delays = tuple(f"{task}_time" for task in tasks if f"{task}_time" in columns)
+    delays = tuple(f"{task}_time" for task in contract.tasks if f"{task}_time" in columns)
+    position = ["position"] if "position" in columns else []
     return facts.Settings(
         statistics=features.statistics,
         windows=features.windows,
@@ -149,7 +150,13 @@ def fact_settings(features: config.Features, tasks: tuple[str, ...], columns: li
         length=features.length,
         delays=delays,
         context=tuple(name for name in features.context if name not in BUILT_IN_CONTEXT),
-        kept=("random", *tasks, *delays, *(["position"] if "position" in columns else [])),
+        kept=(
+            "random",
+            *contract.tasks,
+            *contract.durations,
+            *delays,
+            *(["position"] if "position" in columns else []),
+        ),
         parts=features.parts,
     )
 
@@ -468,7 +475,7 @@ def _store(
     out: Path,
     fields: tuple[Field, ...],
     recipe: Recipe,
-    tasks: tuple[str, ...],
+    contract: config.Contract,
     bounds: dict[str, int],
     log: Partitioned,
     checked: list[str],
@@ -481,9 +488,10 @@ def _store(
         fields=fields,
         numbers=numbers(users, items, behaviours, recipe),
         sequences=tuple(Sequence(name, shared, recipe.length, GAPS) for name in behaviours),
-        labels=tasks,
+        labels=contract.tasks,
         domains=log.domains,
         content=items["content"].shape[1] if "content" in items else 0,
+        durations=tuple(contract.durations),
     )
     delays = [f"{rate}_time" for rate in recipe.rates if f"{rate}_time" in log.settings.delays]
     names = ["user", "item", "domain", "time", *recipe.rates, *delays]

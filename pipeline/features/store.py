@@ -44,7 +44,8 @@ Columns = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class Rows:
-    """N rows: who, what, where, when, and what is known of them at that moment. `labels` are NaN where unknown."""
+    """N rows: who, what, where, when, and what is known of them at that moment. `labels` are NaN where unknown,
+    and so are `durations`, seconds in the order of the schema's."""
 
     user: npt.NDArray[np.int32]
     item: npt.NDArray[np.int32]
@@ -55,6 +56,7 @@ class Rows:
     ends: dict[str, npt.NDArray[np.int64]]
     lengths: dict[str, npt.NDArray[np.int32]]
     labels: npt.NDArray[np.float32]
+    durations: npt.NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.user)
@@ -181,10 +183,11 @@ class FeatureStore:
         for begin in range(0, len(user), CHUNK):
             part = slice(begin, begin + CHUNK)
             self._fill(numbers[part], user[part], item[part], time[part], self._stored(table[part]))
-        labels = np.empty((len(user), len(self.schema.labels)), np.float32)
-        for place, name in enumerate(self.schema.labels):
-            labels[:, place] = table[name].to_numpy()
-        return self._rows(user, item, domain, time, given, pointers, numbers, labels)
+        rows = self._rows(user, item, domain, time, given, pointers, numbers)
+        for out, names in ((rows.labels, self.schema.labels), (rows.durations, self.schema.durations)):
+            for place, name in enumerate(names):
+                out[:, place] = table[name].to_numpy()
+        return rows
 
     def rows(
         self,
@@ -207,8 +210,7 @@ class FeatureStore:
             local = {name: (ends[part], lengths[part]) for name, (ends, lengths) in pointers.items()}
             counted = self._counted(user[part], item[part], domain[part], time[part], local)
             self._fill(numbers[part], user[part], item[part], time[part], counted)
-        labels = np.full((len(user), len(self.schema.labels)), np.nan, np.float32)
-        return self._rows(user, item, domain, time, given, pointers, numbers, labels)
+        return self._rows(user, item, domain, time, given, pointers, numbers)
 
     def history(
         self, behaviour: str, user: npt.NDArray[np.integer], time: Integers
@@ -234,8 +236,8 @@ class FeatureStore:
         context: dict[str, npt.NDArray[Any]],
         pointers: dict[str, tuple[Integers, npt.NDArray[np.int32]]],
         numbers: npt.NDArray[np.float32],
-        labels: npt.NDArray[np.float32],
     ) -> Rows:
+        """Rows whose labels and durations are unknown."""
         names = [self.schema.fields[place].name for place in self.schema.positions("context")]
         unknown = np.zeros(len(user), np.int32)
         return Rows(
@@ -247,7 +249,8 @@ class FeatureStore:
             numbers=numbers,
             ends={name: ends for name, (ends, _) in pointers.items()},
             lengths={name: lengths for name, (_, lengths) in pointers.items()},
-            labels=labels,
+            labels=np.full((len(user), len(self.schema.labels)), np.nan, np.float32),
+            durations=np.full((len(user), len(self.schema.durations)), np.nan, np.float32),
         )
 
     def _fill(

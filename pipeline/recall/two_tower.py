@@ -257,6 +257,7 @@ def every_item(store: FeatureStore, encoder: Encoder) -> Batch:
         ends={sequence.name: nobody.astype(np.int64) for sequence in schema.sequences},
         lengths={sequence.name: nobody for sequence in schema.sequences},
         labels=np.zeros((size, len(schema.labels)), np.float32),
+        durations=np.zeros((size, len(schema.durations)), np.float32),
     )
     batch = encoder(rows)
     return {name: batch[name] for name in ("fields", "numbers", "content") if name in batch}
