@@ -15,6 +15,7 @@ from pipeline import lake, tracking
 STAGES = (
     "events",
     "features",
+    "quality",
     "two_tower",
     "recall_validation",
     "recall_test",

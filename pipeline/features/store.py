@@ -7,7 +7,7 @@ Only numpy and pyarrow are needed here.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, reduce
 from pathlib import Path
@@ -137,6 +137,24 @@ class FeatureStore:
         file = pq.ParquetFile(self.folder / "log.parquet")
         groups = [self._read_group(file, group, wanted) for group in range(file.num_row_groups)]
         return Rows.concatenate([group for group in groups if group is not None])
+
+    def days(self) -> Iterator[tuple[int, Rows]]:
+        """Every UTC day (counted from 1970) that has impressions, with its rows in order of time."""
+        file = pq.ParquetFile(self.folder / "log.parquet")
+        day, parts = 0, list[Rows]()
+        for group in range(file.num_row_groups):
+            rows = self._read_group(file, group, list(range(len(SLICES))))
+            if rows is None:
+                continue
+            of_rows = rows.time // DAY
+            for one in np.unique(of_rows).tolist():
+                if parts and one != day:
+                    yield day, Rows.concatenate(parts)
+                    parts = []
+                first, last = np.searchsorted(of_rows, [one, one + 1])
+                day, parts = one, [*parts, rows.take(slice(first, last))]
+        if parts:
+            yield day, Rows.concatenate(parts)
 
     def rows(
         self,
