@@ -223,21 +223,23 @@ def _by_domain(about: Record, rows: Rows, frame: Frame) -> list[Record]:
 def _add(tally: _Tally, rows: Rows, trained: int, about: Record, frame: Frame) -> None:
     """Count a day's rows in, of which the first `trained` belong to the training slice."""
     feature = tally.feature
-    values: npt.NDArray[Any]
     if isinstance(feature, Category):
         values, raw = feature.codes(rows), feature.raw(rows)
         tally.digest.update(raw.tobytes())
         record = _category(tally, values, raw, about["draws"])
         judged = not (feature.name == "hour" and about["cut"])
+        counts, train = tally.bins.count(values), tally.bins.count(values[:trained])
     else:
-        values = feature.values(rows)
-        tally.digest.update(values.tobytes())
-        tally.total += float(np.nansum(values[:trained], dtype=np.float64))
-        record = _quantity(values, rows.labels[:, frame.labels.index(frame.positive)])
+        numbers = feature.values(rows)
+        tally.digest.update(numbers.tobytes())
+        tally.total += float(np.nansum(numbers[:trained], dtype=np.float64))
+        ordered = np.sort(numbers)
+        record = _quantity(numbers, ordered, rows.labels[:, frame.labels.index(frame.positive)])
         judged = not (feature.looks_back and about["young"] and about["slice"] == SLICES[0])
-    counts = tally.bins.count(values)
+        counts = tally.bins.count(ordered)
+        train = counts if trained == len(rows) else tally.bins.count(np.sort(numbers[:trained]))
     tally.daily.append(counts)
-    tally.train += counts if trained == len(rows) else tally.bins.count(values[:trained])
+    tally.train += train
     tally.records.append({"feature": feature.name, "kind": feature.kind, "judged": judged, **about, **record})
 
 
@@ -253,7 +255,7 @@ def _category(tally: _Tally, codes: Integers, raw: Integers, draws: float) -> Re
     vanished = np.flatnonzero((counts == 0) & (share * draws > -np.log(CHANCE)))
     return {
         "unknown": float((codes == 0).mean()),
-        "only": _only(codes),
+        "only": int(codes[0]) if (codes == codes[0]).all() else None,
         "values": int((counts > 0).sum()),
         "new": len(new),
         "new_share": float(counts[new].sum() / len(raw)),
@@ -264,29 +266,26 @@ def _category(tally: _Tally, codes: Integers, raw: Integers, draws: float) -> Re
     }
 
 
-def _quantity(values: npt.NDArray[np.float32], positive: npt.NDArray[np.float32]) -> Record:
-    """Range and correlation (Pearson's, with the positive label) of the values that are not missing."""
-    known = ~np.isnan(values)
-    if not known.all():
-        values, positive = values[known], positive[known]
-    if not len(values):
+def _quantity(
+    values: npt.NDArray[np.float32], ordered: npt.NDArray[np.float32], positive: npt.NDArray[np.float32]
+) -> Record:
+    """Range of the values and, if none is missing, their correlation with the positive label (Pearson's)."""
+    known = ordered[: np.searchsorted(ordered, np.float32(np.nan))]
+    if not len(known):
         return {"unknown": 1.0, "only": "missing"}
-    quantiles = np.quantile(values, list(QUANTILES.values()), method="inverted_cdf")
+    whole = len(known) == len(ordered)
+    zeros = np.searchsorted(known, np.float32(0), side="right") - np.searchsorted(known, np.float32(0))
+    places = [int(np.ceil(share * len(known))) - 1 for share in QUANTILES.values()]
     return {
-        "unknown": float(1 - known.mean()),
-        "zero": float((values == 0).mean()),
-        "only": _only(values) if known.all() else None,
-        "minimum": float(values.min()),
-        "maximum": float(values.max()),
-        **{name: float(value) for name, value in zip(QUANTILES, quantiles, strict=True)},
-        "mean": float(values.mean(dtype=np.float64)),
-        "correlation": _correlation(values, positive),
+        "unknown": 1 - len(known) / len(ordered),
+        "only": float(known[0]) if whole and known[0] == known[-1] else None,
+        "zero": zeros / len(known),
+        "minimum": float(known[0]),
+        "maximum": float(known[-1]),
+        **{name: float(value) for name, value in zip(QUANTILES, known[places], strict=True)},
+        "mean": float(known.mean(dtype=np.float64)),
+        "correlation": _correlation(values, positive) if whole else None,
     }
-
-
-def _only(values: npt.NDArray[Any]) -> float | None:
-    """The value that all of them have, if there is one."""
-    return float(values[0]) if (values == values[0]).all() else None
 
 
 def _correlation(values: npt.NDArray[np.float32], others: npt.NDArray[np.float32]) -> float | None:

@@ -162,12 +162,10 @@ class Intervals:
         return self._within(self.bars)
 
     def count(self, values: npt.NDArray[Any]) -> Counts:
-        """How many of the values (N,) are in each bin (size,); missing ones are in the last."""
-        missing = np.isnan(values)
-        places = np.searchsorted(self.edges, values)
-        if missing.any():
-            places[missing] = self.size - 1
-        return np.bincount(places, minlength=self.size)
+        """How many of the values (N,), ascending with missing ones at their end, are in each bin (size,)."""
+        known = np.searchsorted(values, np.float32(np.nan))
+        until = np.searchsorted(values[:known], self.edges, side="right")
+        return np.diff([0, *until, known, len(values)])
 
     def _within(self, cuts: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
         return np.concatenate([np.searchsorted(cuts, self.edges), [len(cuts), len(cuts) + 1]])

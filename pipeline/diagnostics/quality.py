@@ -56,7 +56,7 @@ def check(
     warnings = exceeding(measured.table, settings, "warn")
     for name, table in (("quality", measured.table), ("days", measured.days), ("warnings", warnings)):
         table.write_parquet(out / f"{name}.parquet", compression="zstd", statistics=False)
-    quality_page.write(measured, warnings, TOLD, out, limit=settings.warn_psi)
+    quality_page.write(measured, warnings, out, limit=settings.warn_psi)
     judged = measured.table.filter("judged")
     greatest = {f"{name}_max": judged[column].max() for name, column in FIGURES.items()}
     return {

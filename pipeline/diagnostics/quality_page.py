@@ -5,7 +5,7 @@ One file that needs nothing but a browser, in the look of the funnel's report.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from pipeline.diagnostics.drift import BARS, Categories, Histogram, grouped
 HERE = Path(__file__).parent
 STYLE = HERE.parent / "evaluation"
 UNDEFINED = "—"
+TOLD = {"psi": "PSI", "unknown": "unknown share", "vanished": "vanished values", "rate": "label rate"}
 WIDTH, HEIGHT, LINE = 280.0, 72.0, 40.0
 MARGIN = 4.0
 
@@ -62,24 +63,23 @@ class Card:
     keys: dict[str, float]
 
 
-def write(measured: Measured, warnings: pl.DataFrame, told: Mapping[str, str], out: Path, *, limit: float) -> None:
+def write(measured: Measured, warnings: pl.DataFrame, out: Path, *, limit: float) -> None:
     """Write `quality.html` to `out`; the same input gives the same bytes.
 
-    `warnings`: as `pipeline.diagnostics.quality.exceeding` gives them, their figures named by `told`; `limit`: the
-    index that warns.
+    `warnings`: as `pipeline.diagnostics.quality.exceeding` gives them; `limit`: the index that warns.
     """
     notes = _notes(measured)
     cards = [
         _card(
             part,
             measured.histograms[part["feature"][0]],
-            [told[figure] for figure in warnings.filter(pl.col("feature") == part["feature"][0])["figure"]],
+            [TOLD[figure] for figure in warnings.filter(pl.col("feature") == part["feature"][0])["figure"]],
             notes.get(part["feature"][0], []),
             limit,
         )
         for part in measured.table.partition_by("feature", maintain_order=True)
     ]
-    cards.sort(key=lambda card: (-card.keys["psi"], card.name))
+    cards.sort(key=lambda card: (-card.keys["drift"], card.name))
     whole = measured.days.filter(pl.col("domain") == "all")
     environment = Environment(
         loader=FileSystemLoader([HERE, STYLE]), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -88,7 +88,7 @@ def write(measured: Measured, warnings: pl.DataFrame, told: Mapping[str, str], o
         first=whole["day"][0],
         last=whole["day"][-1],
         figures=_figures(measured, whole, warnings, cards),
-        warnings=[_warning(row, told) for row in warnings.iter_rows(named=True)],
+        warnings=[_warning(row) for row in warnings.iter_rows(named=True)],
         notes=sorted(notes.items()),
         days=_days(measured.days),
         cards=cards,
@@ -114,24 +114,19 @@ def _figures(
     """The few numbers to read first: name, value, and what to know about it."""
     last = measured.table.filter(pl.col("day") == whole["day"][-1])
     unknown = last.sort("unknown_rise", "feature", descending=[True, False]).row(0, named=True)
+    rise = unknown["unknown_rise"]
     return [
         ("Warnings", str(warnings.height), f"{warnings['feature'].n_unique()} of {len(cards)} features"),
         ("Rows", f"{whole['rows'].sum():,}", f"{whole.height} days"),
-        ("Greatest PSI of the last day", _number(cards[0].keys["psi"]), cards[0].name),
-        ("Greatest rise of unknown values", _percent(unknown["unknown_rise"]), f"{unknown['feature']}, last day"),
+        ("Drift of the last day", _number(cards[0].keys["drift"]), cards[0].name if cards[0].keys["drift"] else ""),
+        ("Rise of unknown values", _percent(rise), unknown["feature"] if rise else ""),
     ]
 
 
-def _warning(row: dict[str, Any], told: Mapping[str, str]) -> Row:
+def _warning(row: dict[str, Any]) -> Row:
     form = _number if row["figure"] == "psi" else _percent
-    return (
-        row["feature"],
-        told[row["figure"]],
-        f"{row['day']}",
-        form(row["value"]),
-        form(row["limit"]),
-        f"{row['days']}",
-    )
+    figures = (form(row["value"]), form(row["limit"]), f"{row['day']}", f"{row['days']}")
+    return (row["feature"], TOLD[row["figure"]], *figures)
 
 
 def _days(days: pl.DataFrame) -> tuple[Row, list[Row]]:
@@ -161,8 +156,9 @@ def _card(part: pl.DataFrame, histogram: Histogram, warned: list[str], notes: li
         curve=_curve(part, limit),
         facts=_facts(part, histogram),
         keys={
+            "drift": last["drift"] if last["judged"] else 0.0,
+            "worst": float(part.filter("judged")["drift"].max() or 0),  # type: ignore[arg-type]
             "psi": last["psi"],
-            "worst": float(part.filter("judged")["psi"].max() or 0),  # type: ignore[arg-type]
             "unknown": last["unknown"],
         },
     )
@@ -223,19 +219,20 @@ def _facts(part: pl.DataFrame, histogram: Histogram) -> list[tuple[str, str]]:
     usual = histogram.train[histogram.bins.unknown] / max(1, int(histogram.train.sum()))
     worst = part.sort("psi", "day", descending=[True, False]).row(0, named=True)
     facts = [
-        ("PSI", f"{_number(last['psi'])}; against the day before {_number(last['psi_before'])}"),
-        ("greatest", f"{_number(worst['psi'])} on {worst['day']}"),
+        ("PSI", f"{_number(last['psi'])}, beyond chance {_number(last['drift'])}"),
+        ("", f"{_number(last['psi_before'])} against the day before"),
+        ("", f"{_number(worst['psi'])} at most, on {worst['day']}"),
         ("unknown", f"{_percent(usual)} in training, {_percent(last['unknown'])} last day"),
     ]
     if last["kind"] == "category":
-        facts.append(("values", f"{last['values']:,}; new {last['new']:,} ({_percent(last['new_share'])} of the rows)"))
-        for key, share in (("new", "new_share"), ("vanished", "vanished_share")):
-            found = part.filter(pl.col(key) > 0).sort(share, "day", descending=[True, False])
-            if found.height and (key == "vanished" or found[share][0] > 0):
-                row = found.row(0, named=True)
-                more = ", …" if row[key] > len(row[f"{key}_values"]) else ""
-                names = ", ".join(name if name is not None else UNDEFINED for name in row[f"{key}_values"])
-                facts.append((f"most {key}", f"{row['day']}: {names}{more} ({_percent(row[share])})"))
+        facts.append(("values", f"{last['values']:,}"))
+        gone = part.filter("judged", pl.col("vanished") > 0).sort("vanished_share", "day", descending=[True, False])
+        found = [("new", row) for row in [last] if row["new"]]
+        found += [("vanished", row) for row in gone.head(1).iter_rows(named=True)]
+        for kind, row in found:
+            more = ", …" if row[kind] > len(row[f"{kind}_values"]) else ""
+            names = ", ".join(row[f"{kind}_values"])
+            facts.append((kind, f"{row[kind]:,} on {row['day']} ({_percent(row[f'{kind}_share'])}): {names}{more}"))
         return facts
     low, high = part["minimum"].min(), part["maximum"].max()
     middle = " · ".join(_short(last[name]) for name in QUANTILES)
