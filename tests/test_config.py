@@ -55,6 +55,7 @@ def test_to_dict_is_plain_json() -> None:
         ("fine.options.schema=8", "pepnet has no option 'schema'"),
         ("fine.loss.negative_rate=0", "greater than 0"),
         ("fine.loss.ranking=item", "'none', 'user' or 'domain'"),
+        ("quality.stop_psi=0", "greater than 0"),
         ("coarse.keep=many", "coarse.keep"),
         ("coarse.keep=0", "greater than 0"),
         ("source.kind=nowhere", "kuairand"),

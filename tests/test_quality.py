@@ -175,6 +175,17 @@ def test_sampling_noise_alone_raises_no_warning(seed: int):
     assert table["rate_change"].max() == 0
 
 
+def test_a_log_of_one_day_of_which_little_is_training():
+    frame = Frame({"begin": 0, "validation": DAY // 10, "test": DAY // 2, "end": DAY}, lambda entity, rows: rows.user,
+                  ("home",), ("click",), "click", 0)  # fmt: skip
+    measured = measure(features(), lambda: [(0, drifting(0, seed=0))], frame)
+    assert by_day(measured, "number", "slice") == ["test"]
+    assert by_day(measured, "number", "drift") == [0]
+    assert by_day(measured, "number", "psi_before") == [None]
+    assert measured.histograms["number"].train.sum() == 200
+    assert measured.histograms["number"].daily.sum() == 2_000
+
+
 def test_constant_and_duplicated_features():
     user, one = np.arange(3), np.ones(3)
     days = [rows_of(day, user, np.array([1, 2, 1]), one * 7, one * [1, 0, day]) for day in range(3)]

@@ -129,10 +129,9 @@ def measure(columns: Sequence[Feature], days: Days, frame: Frame) -> Measured:
     by_domain: list[Record] = []
     for day, rows in days():
         about = _about(day, rows, frame)
-        trained = int(np.searchsorted(rows.time, frame.bounds["validation"]))
         draws = _draws(rows, {feature.entity for feature in columns}, frame)
         for tally in tallies:
-            _add(tally, rows, trained, about | {"draws": draws[tally.feature.entity]}, frame)
+            _add(tally, rows, about | {"draws": draws[tally.feature.entity]}, frame)
         by_domain += _by_domain(about, rows, frame)
     for tally in tallies:
         _compare(tally)
@@ -190,13 +189,15 @@ def _fit(columns: Sequence[Feature], days: Days, frame: Frame) -> list[_Tally]:
 
 
 def _about(day: int, rows: Rows, frame: Frame) -> Record:
-    """A day: its date, the slice of its middle row, whether the log is still young, and whether the log cuts it."""
+    """A day: its date, the slice of its middle row, how many of its rows are training rows (they come first), whether
+    the log is still young, and whether the log cuts it."""
     begin, end = frame.bounds["begin"], frame.bounds["end"]
     first, last = day * DAY, (day + 1) * DAY
     return {
         "day": EPOCH + timedelta(days=day),
         "slice": SLICES[int(slice_of(rows.time[len(rows) // 2 :][:1], frame.bounds)[0])],
         "rows": len(rows),
+        "trained": int(np.searchsorted(rows.time, frame.bounds["validation"])),
         "young": first < begin + frame.warm_up,
         "cut": begin >= first + HOUR or end <= last - HOUR,
     }
@@ -220,9 +221,9 @@ def _by_domain(about: Record, rows: Rows, frame: Frame) -> list[Record]:
     return records
 
 
-def _add(tally: _Tally, rows: Rows, trained: int, about: Record, frame: Frame) -> None:
-    """Count a day's rows in, of which the first `trained` belong to the training slice."""
-    feature = tally.feature
+def _add(tally: _Tally, rows: Rows, about: Record, frame: Frame) -> None:
+    """Count a day's rows in."""
+    feature, trained = tally.feature, about["trained"]
     if isinstance(feature, Category):
         values, raw = feature.codes(rows), feature.raw(rows)
         tally.digest.update(raw.tobytes())
@@ -301,7 +302,7 @@ def _compare(tally: _Tally) -> None:
     The training rows are worth as many draws as the best of their days: the same entities may come every day.
     """
     sizes = np.array([record["draws"] for record in tally.records])
-    train_size = max(record["draws"] for record in tally.records if record["slice"] == SLICES[0])
+    train_size = max(record["draws"] * record["trained"] / record["rows"] for record in tally.records)
     daily = grouped(np.stack(tally.daily), tally.bins.groups)
     train = grouped(tally.train[None], tally.bins.groups)
     index = psi(daily, train)

@@ -219,7 +219,10 @@ def _facts(part: pl.DataFrame, histogram: Histogram) -> list[tuple[str, str]]:
     usual = histogram.train[histogram.bins.unknown] / max(1, int(histogram.train.sum()))
     worst = part.sort("psi", "day", descending=[True, False]).row(0, named=True)
     facts = [
-        ("PSI", f"{_number(last['psi'])}, beyond chance {_number(last['drift'])}"),
+        (
+            "PSI",
+            f"{_number(last['psi'])}, beyond chance {_number(last['drift'])}{'' if last['judged'] else '; not judged'}",
+        ),
         ("", f"{_number(last['psi_before'])} against the day before"),
         ("", f"{_number(worst['psi'])} at most, on {worst['day']}"),
         ("unknown", f"{_percent(usual)} in training, {_percent(last['unknown'])} last day"),
