@@ -17,6 +17,7 @@ from flows.stages import READING, keep_or_make, numbers
 from pipeline import config as configuration
 from pipeline import lake, tracking
 from pipeline.config import Config, Features
+from pipeline.diagnostics import quality
 from pipeline.features import build
 from pipeline.features.days import Each, One, Result
 from pipeline.lake import InputError
@@ -25,13 +26,17 @@ from pipeline.tracking import Run
 
 write_events = Task(contract.write_events, name="write events", **READING)
 build_features = Task(build.build, name="build features")
+check_quality = Task(quality.check, name="check quality")
 
 OBJECTS = 1 << 27  # bytes of Ray's store: jobs are paths and small values
 
 
 @flow(name="features")
 def features(config: Config, run: Run) -> tuple[Path, Path]:
-    """Check the source against the contract, then make everything the models see. Returns both folders."""
+    """Check the source against the contract, make everything the models see, and look at every day of it.
+
+    Returns the folders of events and features. Raises InputError where `[quality]` says that a day stops the run.
+    """
     events = keep_or_make(
         write_events,
         "events",
@@ -55,6 +60,18 @@ def features(config: Config, run: Run) -> tuple[Path, Path]:
             contract=config.contract,
             split=config.split,
         )
+    checked = keep_or_make(
+        check_quality,
+        "quality",
+        events,
+        made,
+        root=config.root,
+        run=run,
+        tell=("quality_warnings",),
+        settings=config.quality,
+        contract=config.contract,
+    )
+    quality.tell(checked, config.quality)
     return events, made
 
 

@@ -65,7 +65,7 @@ def keep_or_make(
         for epoch in returned["epochs"]:
             child.log(epoch["metrics"], epoch["step"])
         child.log({**returned["metrics"], "seconds": seconds})
-        child.artefacts(sorted(stage.path.glob("*.png")))
+        child.artefacts(sorted(path for kind in ("*.png", "*.html") for path in stage.path.glob(kind)))
     _say(name, None if kept else seconds, {key: returned["metrics"][key] for key in tell})
     return stage.path
 

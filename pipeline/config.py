@@ -238,6 +238,26 @@ class Zoo:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Quality:
+    """What of a day's data warns and, where a stop is set, ends the run; none of it counts what chance explains.
+
+    `psi`: a feature's population stability index against the training rows.
+    `unknown`: by how much the share of its null or unknown values is above theirs.
+    `vanished`: the share of the training rows whose values a day does not have at all.
+    `rate`: by what part of it a label's rate differs from theirs.
+    """
+
+    warn_psi: PositiveFloat = 0.25
+    warn_unknown: PositiveFloat = 0.1
+    warn_vanished: PositiveFloat = 0.05
+    warn_rate: PositiveFloat = 0.5
+    stop_psi: PositiveFloat | None = None
+    stop_unknown: PositiveFloat | None = None
+    stop_vanished: PositiveFloat | None = None
+    stop_rate: PositiveFloat | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
 class Evaluation:
     """How many requests of the test slice are replayed, the cut-offs, and the bootstrap."""
 
@@ -257,6 +277,7 @@ class Config:
     contract: Contract = Contract()
     split: Split = Split()
     features: Features = Features()
+    quality: Quality = Quality()
     recall: Recall = Recall()
     coarse: Coarse = Coarse()
     fine: Fine = Fine()

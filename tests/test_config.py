@@ -59,6 +59,7 @@ def test_to_dict_is_plain_json() -> None:
         ('fine.loss={watch_time="watch", negative_rate=0.5}', "leave negative_rate at 1"),
         ('contract.durations={click="s"}', "'click' is a task already"),
         ('contract.durations={watch="h"}', "'s' or 'ms'"),
+        ("quality.stop_psi=0", "greater than 0"),
         ("coarse.keep=many", "coarse.keep"),
         ("coarse.keep=0", "greater than 0"),
         ("source.kind=nowhere", "kuairand"),

@@ -1,5 +1,4 @@
 import json
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +6,7 @@ import polars as pl
 import pytest
 import torch
 from conftest import latest
+from day_files import change_log
 
 from models import RANKERS
 from models.schema import Schema
@@ -143,12 +143,12 @@ def watched(folders, tmp_path_factory):
     """The run's features with seconds watched that follow from the domain: 5 in the first, 10 in the next, and so on;
     of every ninth impression they are unknown."""
     folder = tmp_path_factory.mktemp("watched") / "features"
-    shutil.copytree(folders["features"], folder)
-    log = pl.read_parquet(folder / "log.parquet")
-    seconds = pl.Series("watch", 5 * (1 + log["domain"].to_numpy()), pl.Float32).set(
-        pl.Series(np.arange(log.height) % 9 == 0), None
-    )
-    log.with_columns(seconds).write_parquet(folder / "log.parquet")
+
+    def watch(day: pl.DataFrame) -> pl.DataFrame:
+        seconds = pl.Series("watch", 5 * (1 + day["domain"].to_numpy()), pl.Float32)
+        return day.with_columns(seconds.set(pl.Series(np.arange(day.height) % 9 == 0), None))
+
+    change_log(folders["features"], folder, watch)
     schema = Schema.from_json((folder / "schema.json").read_text())
     (folder / "schema.json").write_text(replace(schema, durations=("watch",)).to_json())
     return {**folders, "features": folder}

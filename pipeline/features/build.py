@@ -155,7 +155,7 @@ def fact_settings(features: config.Features, contract: config.Contract, columns:
             *contract.tasks,
             *contract.durations,
             *delays,
-            *(["position"] if "position" in columns else []),
+            *position,
         ),
         parts=features.parts,
     )
