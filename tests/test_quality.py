@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from event_tables import CONTRACT, FEATURES
+from event_tables import CONTRACT, FEATURES, write_events
 
 from pipeline import config
 from pipeline.diagnostics import columns, quality
 from pipeline.diagnostics.columns import Category, Feature, Quantity
 from pipeline.diagnostics.daily import Frame, Measured, measure
+from pipeline.features.build import build
 from pipeline.features.store import DAY, FeatureStore, Rows
 from pipeline.lake import InputError
 
@@ -46,6 +47,7 @@ def rows_of(day: int, user: np.ndarray, category: np.ndarray, number: np.ndarray
         numbers=number.astype(np.float32)[:, None],
         ends={},
         lengths={},
+        durations=np.empty((size, 0), np.float32),
         labels=label.astype(np.float32)[:, None],
     )
 
@@ -194,6 +196,35 @@ def test_constant_and_duplicated_features():
     measured = measure(twice, lambda: enumerate(days), frame)
     assert measured.constant == ["number"]
     assert measured.duplicated == [["click", "again"]]
+
+
+# A whole log: from 23 November a device is renamed, on the 24th hardly anybody clicks.
+
+
+@pytest.fixture(scope="module")
+def events(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_events(tmp_path_factory.mktemp("root") / "events", events=4_000, users=400)
+    log = pl.read_parquet(folder / "events.parquet")
+    late = pl.col("time").dt.date() >= WATCH
+    silent = (pl.col("time").dt.date() == SILENT) & (pl.col("user_id") > 10)
+    log.with_columns(
+        device=pl.when(late & (pl.col("device") != "tv")).then(pl.lit("watch")).otherwise("device"),
+        click=pl.when(silent).then(0).otherwise("click").cast(pl.Int8),
+    ).write_parquet(folder / "events.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(events: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("features")
+    build(events, folder, features=SETTINGS, contract=CONTRACT, split=config.Split())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checked(events: Path, built: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+    folder = tmp_path_factory.mktemp("quality")
+    return folder, quality.check(events, built, folder, settings=config.Quality(), contract=CONTRACT)
 
 
 def test_every_feature_has_a_row_a_day(checked: tuple[Path, dict[str, float]], built: Path):

@@ -559,7 +559,7 @@ def _array(values: pa.Array) -> npt.NDArray[Any]:
     if pa.types.is_fixed_size_list(values.type):
         return np.array(values.flatten()).reshape(len(values), values.type.list_size)
     if values.null_count:
-        values = values.fill_null(UNKNOWN_TIME)
+        values = values.fill_null(np.nan if pa.types.is_floating(values.type) else UNKNOWN_TIME)
     return np.array(values)
 
 
