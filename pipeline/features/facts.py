@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,27 +93,28 @@ def write(job: Job) -> None:
     """Write the job's files, each under a temporary name first, so that a failed job can be run again."""
     entities, content = _read_keys(job)
     if job.side == "shared":
-        _write_side(job, job.parts, entities, ["user", "item", "domain", "time"], lambda rows, tables: {})
+        _write_side(job, job.parts, entities, [], lambda rows, tables: {})
         return
     for part in job.parts:
-        behaviours = {
-            name: _Behaviour.of(job, part, name, task, entities, content)
-            for name, task in job.settings.behaviours.items()
-        }
+        behaviours = [
+            _Behaviour.of(job, part, name, task, entities, content) for name, task in job.settings.behaviours.items()
+        ]
+        columns = [*job.settings.kept, *job.settings.context]
+        _write_side(job, (part,), entities, columns, partial(_own, job.settings, behaviours))
 
-        def own(rows: Columns, tables: list[pa.Table], behaviours: dict[str, _Behaviour] = behaviours) -> Columns:
-            columns = dict(rows)
-            for name in job.settings.kept:
-                columns[name] = pa.chunked_array([chunk for table in tables for chunk in table[name].chunks])
-            for name in job.settings.context:
-                values = pl.Series(pa.chunked_array([chunk for table in tables for chunk in table[name].chunks]))
-                columns[f"fid_{name}"] = identity.fids(name, values).fill_null(-1).to_numpy()
-            for behaviour in behaviours.values():
-                columns |= behaviour.facts(rows)
-            return columns
 
-        columns = [*KEYS, *job.settings.kept, *job.settings.context]
-        _write_side(job, (part,), entities, list(dict.fromkeys(columns)), own)
+def _own(settings: Settings, behaviours: list[_Behaviour], rows: Columns, tables: list[pa.Table]) -> Columns:
+    """What a user's impressions are, and what its histories tell of them."""
+    columns = dict(rows)
+    for name in (*settings.kept, *settings.context):
+        values = pa.chunked_array([chunk for table in tables for chunk in table[name].chunks])
+        if name in settings.context:
+            columns[f"fid_{name}"] = identity.fids(name, pl.Series(values)).fill_null(-1).to_numpy()
+        else:
+            columns[name] = values
+    for behaviour in behaviours:
+        columns |= behaviour.facts(rows)
+    return columns
 
 
 @dataclass(frozen=True)
@@ -151,11 +152,11 @@ def _write_side(
     columns: list[str],
     further: Callable[[Columns, list[pa.Table]], Columns],
 ) -> None:
-    """Write the counts of a side, after what is `further` known of a block's rows, block by block."""
+    """Write a side, block by block: what is `further` known of a block's rows and their `columns`, and the counts."""
     log = _Log(job, parts)
     ledger = _Ledger(log, entities)
     for block in runs([day for day in job.days if day >= job.first], log.sizes, BLOCK):
-        tables = log.shown(block, columns)
+        tables = log.shown(block, [*KEYS, *columns])
         rows = {name: _concatenated(tables, name) for name in KEYS}
         found = further(rows, tables)
         for entity, counts in _counts(log, ledger, block, rows):
@@ -232,9 +233,8 @@ class _Log:
         those of rows that were not shown among them."""
         when = f"{task}_time" if f"{task}_time" in self.job.settings.delays else "time"
         names = ["user", "item", "domain", when]
-        filters = pl.col(task) > 0
         files = [events_file(self.job.work, day, part) for day in self.job.days for part in self.parts]
-        table = pl.scan_parquet(files).filter(filters, pl.col(when).is_not_null()).select(names).collect()
+        table = pl.scan_parquet(files).filter(pl.col(task) > 0, pl.col(when).is_not_null()).select(names).collect()
         return {name: table[column].to_numpy() for name, column in zip(KEYS, names, strict=True)}
 
     def _shown(self, day: int, part: int, columns: list[str]) -> pa.Table:
