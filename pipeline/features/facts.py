@@ -27,7 +27,7 @@ from pipeline.features.statistics import ALL, Counter, as_of, count_name, window
 from pipeline.features.timeline import Integers, Timeline
 
 DAY = 86_400_000_000
-BLOCK = 1 << 20
+BLOCK = 1 << 21
 ROW_GROUP = 1 << 16
 BEFORE_THE_LOG = -1
 
@@ -318,7 +318,7 @@ class _Totals:
 
     day: int
     keys: dict[str, Integers]
-    values: dict[str, npt.NDArray[np.int64]]
+    values: dict[str, npt.NDArray[np.int32]]
 
     def copy(self) -> _Totals:
         return _Totals(self.day, dict(self.keys), {entity: values.copy() for entity, values in self.values.items()})
@@ -326,17 +326,17 @@ class _Totals:
     def add(self, entity: str, keys: Integers, values: npt.NDArray[np.integer]) -> None:
         columns = {str(place): values[:, place] for place in range(values.shape[1])}
         summed = pl.DataFrame({"key": keys, **columns}).group_by("key").agg(pl.all().sum()).sort("key")
-        added, sums = summed["key"].to_numpy(), summed.drop("key").to_numpy().astype(np.int64)
+        added, sums = summed["key"].to_numpy(), summed.drop("key").to_numpy().astype(np.int32)
         places, known = self._places(entity, added)
         self.values[entity][places[known]] += sums[known]
         if not known.all():
             self.keys[entity] = np.insert(self.keys[entity], places[~known], added[~known])
             self.values[entity] = np.insert(self.values[entity], places[~known], sums[~known], axis=0)
 
-    def of(self, entity: str, keys: Integers) -> npt.NDArray[np.int64]:
+    def of(self, entity: str, keys: Integers) -> npt.NDArray[np.int32]:
         """The totals of each key (N, 1 + rates); 0 for one that was never counted. Fastest for ascending keys."""
         places, known = self._places(entity, keys)
-        totals = np.zeros((len(keys), self.values[entity].shape[1]), np.int64)
+        totals = np.zeros((len(keys), self.values[entity].shape[1]), np.int32)
         totals[known] = self.values[entity][places[known]]
         return totals
 
@@ -368,7 +368,7 @@ class _Ledger:
     def _none(self) -> _Totals:
         width = 1 + len(self.log.job.settings.rates)
         keys = {name: np.empty(0, np.int64) for name in self.names}
-        return _Totals(self.log.job.days[0], keys, {name: np.empty((0, width), np.int64) for name in self.names})
+        return _Totals(self.log.job.days[0], keys, {name: np.empty((0, width), np.int32) for name in self.names})
 
     def _advanced(self, totals: _Totals, day: int) -> _Totals:
         sizes = dict.fromkeys(range(totals.day, day), 0) | self.log.sizes
