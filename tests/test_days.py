@@ -63,7 +63,7 @@ def test_day_after_day_gives_the_bytes_of_one_go(events: Path, whole: Path, tmp_
     for day in range(first + 4, first + 10):
         told = run(until(events, tmp_path / f"events-{day}", day + 1), tmp_path / f"{day}", kept=tmp_path / "kept")
         assert told["days_computed"] == (5 if day == first + 4 else 1)
-        assert told["late_events"] == told["missing_days"] == 0
+        assert told["late_events"] == told["missing_days"] == told["changed_days"] == 0
     last = run(events, tmp_path / "last", kept=tmp_path / "kept")
     assert last["days_computed"] == 0
     assert contents(tmp_path / "last") == contents(whole)
@@ -130,6 +130,7 @@ def test_late_events_are_counted_and_recompute_from_their_day_on(events: Path, t
     told = run(events, tmp_path / "second", kept=tmp_path / "kept")
     assert told["late_events"] == missing >= 3
     assert told["days_computed"] == told["days"] - 5
+    assert told["changed_days"] == told["days"] - 5 - 1
 
 
 def test_what_is_known_of_an_item_recomputes_from_its_first_day_on(events: Path, tmp_path: Path) -> None:
@@ -195,8 +196,8 @@ def test_a_conversion_before_its_impression_is_an_error(events: Path, tmp_path: 
 def test_numbers_are_for_life(events: Path, whole: Path, tmp_path: Path) -> None:
     day = START // DAY + 5
     run(until(events, tmp_path / "events", day), tmp_path / "out", kept=tmp_path / "kept")
-    latest = json.loads((tmp_path / "kept/manifest.json").read_text())
-    assert list(latest["events"]) == FeatureStore.open(tmp_path / "out").days()
+    manifest = json.loads((tmp_path / "kept/manifest.json").read_text())
+    assert list(manifest["days"]) == FeatureStore.open(tmp_path / "out").days()
     for side in ("user", "item"):
         numbered = [pl.read_parquet(folder / f"{side}s.parquet")[f"{side}_id"] for folder in (tmp_path / "out", whole)]
         seen = int(getattr(FeatureStore.open(tmp_path / "out").log(), side).max()) + 1

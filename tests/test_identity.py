@@ -124,6 +124,12 @@ def test_too_many_values_are_an_input_error_before_any_is_hashed(monkeypatch):
     assert identity.fit("request_id", repeated, admit_after=2, evict_before=0).table.height == 500
 
 
+def test_appended_values_change_no_key():
+    values = pl.Series(["c", None, "a"])
+    assert identity.keys(pl.concat([values, pl.Series(["b", "a"])])).to_list() == [1, 0, 2, 3, 2]
+    assert identity.keys(pl.Series([None, None], dtype=pl.String)).to_list() == [0, 0]
+
+
 def test_keys_tell_every_value_apart():
     assert identity.keys(pl.Series(["b", None, "a", "b"])).to_list() == [1, 0, 2, 1]
     assert identity.keys(pl.Series([10, 9, None])).to_list() == [1, 2, 0]

@@ -104,3 +104,10 @@ def test_keys_shown_once_at_another_rate_do_not_hide_the_differences_of_the_othe
     rates = np.where(shows == 1, 0.05, random.beta(2, 4, len(shows)))
     _, b = numeric.fit_rate(random.binomial(shows, rates), shows)
     assert b == pytest.approx(6, rel=0.1)
+
+
+def test_a_rate_of_pairs_that_many_keys_share():
+    positives, shows, keys = np.array([0, 1, 3, 2]), np.array([4, 5, 6, 2]), np.array([7, 1, 3, 2])
+    repeated = numeric.fit_rate(np.repeat(positives, keys), np.repeat(shows, keys))
+    np.testing.assert_allclose(numeric.fit_rate(positives, shows, keys), repeated, rtol=1e-12)
+    assert repeated[1] < numeric.MAXIMUM_STRENGTH

@@ -78,7 +78,8 @@ def update(
     """Compute the days of the chain that `kept` does not hold, and drop those that are not of the chain.
 
     A day's folder appears there whole. Returns the folders in order, and counts: days, days_computed, missing_days
-    (between the first and the last) and late_events, rows that were added since to days then already over.
+    (between the first and the last), and of the days that were already over when they were last looked at late_events,
+    rows added since, and changed_days.
     """
     kept.mkdir(parents=True, exist_ok=True)
     folders = [kept / f"{day.date}-{print_}" for day, print_ in zip(chained.days, chained.fingerprints, strict=True)]
@@ -99,10 +100,10 @@ def update(
         "days": len(folders),
         "days_computed": len(folders) - new,
         "missing_days": chained.days[-1].day - chained.days[0].day + 1 - len(folders),
-        "late_events": _late_events(kept / MANIFEST, chained),
+        **_late(kept / MANIFEST, chained),
     }
-    told = {"fingerprint": chained.fingerprints[-1], "settings": chained.settings}
-    write_json(kept / MANIFEST, {**told, "events": {day.date: day.events for day in chained.days}})
+    told = {day.date: [day.events, print_] for day, print_ in zip(chained.days, chained.fingerprints, strict=True)}
+    write_json(kept / MANIFEST, {"fingerprint": chained.fingerprints[-1], "settings": chained.settings, "days": told})
     for other in set(kept.glob("????-??-??-*")) - set(folders):
         shutil.rmtree(other, ignore_errors=True)
     return folders, numbers
@@ -151,12 +152,15 @@ def link(folders: list[Path], out: Path) -> None:
                 shutil.copy2(path, target / path.name)
 
 
-def _late_events(manifest: Path, chained: Chain) -> int:
-    if not manifest.exists():
-        return 0
-    before = json.loads(manifest.read_text())
-    if before["settings"] != chained.settings:
-        return 0
-    closed = dict(sorted(before["events"].items())[:-1])
+def _late(manifest: Path, chained: Chain) -> dict[str, float]:
+    """Of the days that were over when the kept ones were written: rows added since, and days that are not the same."""
+    before = json.loads(manifest.read_text()) if manifest.exists() else {"settings": None, "days": {}}
+    closed = dict(sorted(before["days"].items())[:-1]) if before["settings"] == chained.settings else {}
     last = max(closed, default="")
-    return sum(max(day.events - closed.get(day.date, 0), 0) for day in chained.days if day.date <= last)
+    late = changed = 0
+    for day, print_ in zip(chained.days, chained.fingerprints, strict=True):
+        if day.date <= last:
+            events, known = closed.get(day.date, (0, ""))
+            late += max(day.events - events, 0)
+            changed += print_ != known
+    return {"late_events": late, "changed_days": changed}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from pipeline.features.statistics import ALL, Counter, as_of, count_name, window
 from pipeline.features.timeline import Integers, Timeline
 
 DAY = 86_400_000_000
-BLOCK = 1 << 20
+BLOCK = 1 << 21
 ROW_GROUP = 1 << 16
 BEFORE_THE_LOG = -1
 
@@ -93,27 +93,28 @@ def write(job: Job) -> None:
     """Write the job's files, each under a temporary name first, so that a failed job can be run again."""
     entities, content = _read_keys(job)
     if job.side == "shared":
-        _write_side(job, job.parts, entities, ["user", "item", "domain", "time"], lambda rows, tables: {})
+        _write_side(job, job.parts, entities, [], lambda rows, tables: {})
         return
     for part in job.parts:
-        behaviours = {
-            name: _Behaviour.of(job, part, name, task, entities, content)
-            for name, task in job.settings.behaviours.items()
-        }
+        behaviours = [
+            _Behaviour.of(job, part, name, task, entities, content) for name, task in job.settings.behaviours.items()
+        ]
+        columns = [*job.settings.kept, *job.settings.context]
+        _write_side(job, (part,), entities, columns, partial(_own, job.settings, behaviours))
 
-        def own(rows: Columns, tables: list[pa.Table], behaviours: dict[str, _Behaviour] = behaviours) -> Columns:
-            columns = dict(rows)
-            for name in job.settings.kept:
-                columns[name] = pa.chunked_array([chunk for table in tables for chunk in table[name].chunks])
-            for name in job.settings.context:
-                values = pl.Series(pa.chunked_array([chunk for table in tables for chunk in table[name].chunks]))
-                columns[f"fid_{name}"] = identity.fids(name, values).fill_null(-1).to_numpy()
-            for behaviour in behaviours.values():
-                columns |= behaviour.facts(rows)
-            return columns
 
-        columns = [*KEYS, *job.settings.kept, *job.settings.context]
-        _write_side(job, (part,), entities, list(dict.fromkeys(columns)), own)
+def _own(settings: Settings, behaviours: list[_Behaviour], rows: Columns, tables: list[pa.Table]) -> Columns:
+    """What a user's impressions are, and what its histories tell of them."""
+    columns = dict(rows)
+    for name in (*settings.kept, *settings.context):
+        values = pa.chunked_array([chunk for table in tables for chunk in table[name].chunks])
+        if name in settings.context:
+            columns[f"fid_{name}"] = identity.fids(name, pl.Series(values)).fill_null(-1).to_numpy()
+        else:
+            columns[name] = values
+    for behaviour in behaviours:
+        columns |= behaviour.facts(rows)
+    return columns
 
 
 @dataclass(frozen=True)
@@ -151,11 +152,11 @@ def _write_side(
     columns: list[str],
     further: Callable[[Columns, list[pa.Table]], Columns],
 ) -> None:
-    """Write the counts of a side, after what is `further` known of a block's rows, block by block."""
+    """Write a side, block by block: what is `further` known of a block's rows and their `columns`, and the counts."""
     log = _Log(job, parts)
     ledger = _Ledger(log, entities)
     for block in runs([day for day in job.days if day >= job.first], log.sizes, BLOCK):
-        tables = log.shown(block, columns)
+        tables = log.shown(block, [*KEYS, *columns])
         rows = {name: _concatenated(tables, name) for name in KEYS}
         found = further(rows, tables)
         for entity, counts in _counts(log, ledger, block, rows):
@@ -232,9 +233,8 @@ class _Log:
         those of rows that were not shown among them."""
         when = f"{task}_time" if f"{task}_time" in self.job.settings.delays else "time"
         names = ["user", "item", "domain", when]
-        filters = pl.col(task) > 0
         files = [events_file(self.job.work, day, part) for day in self.job.days for part in self.parts]
-        table = pl.scan_parquet(files).filter(filters, pl.col(when).is_not_null()).select(names).collect()
+        table = pl.scan_parquet(files).filter(pl.col(task) > 0, pl.col(when).is_not_null()).select(names).collect()
         return {name: table[column].to_numpy() for name, column in zip(KEYS, names, strict=True)}
 
     def _shown(self, day: int, part: int, columns: list[str]) -> pa.Table:
@@ -318,7 +318,7 @@ class _Totals:
 
     day: int
     keys: dict[str, Integers]
-    values: dict[str, npt.NDArray[np.int64]]
+    values: dict[str, npt.NDArray[np.int32]]
 
     def copy(self) -> _Totals:
         return _Totals(self.day, dict(self.keys), {entity: values.copy() for entity, values in self.values.items()})
@@ -326,17 +326,17 @@ class _Totals:
     def add(self, entity: str, keys: Integers, values: npt.NDArray[np.integer]) -> None:
         columns = {str(place): values[:, place] for place in range(values.shape[1])}
         summed = pl.DataFrame({"key": keys, **columns}).group_by("key").agg(pl.all().sum()).sort("key")
-        added, sums = summed["key"].to_numpy(), summed.drop("key").to_numpy().astype(np.int64)
+        added, sums = summed["key"].to_numpy(), summed.drop("key").to_numpy().astype(np.int32)
         places, known = self._places(entity, added)
         self.values[entity][places[known]] += sums[known]
         if not known.all():
             self.keys[entity] = np.insert(self.keys[entity], places[~known], added[~known])
             self.values[entity] = np.insert(self.values[entity], places[~known], sums[~known], axis=0)
 
-    def of(self, entity: str, keys: Integers) -> npt.NDArray[np.int64]:
+    def of(self, entity: str, keys: Integers) -> npt.NDArray[np.int32]:
         """The totals of each key (N, 1 + rates); 0 for one that was never counted. Fastest for ascending keys."""
         places, known = self._places(entity, keys)
-        totals = np.zeros((len(keys), self.values[entity].shape[1]), np.int64)
+        totals = np.zeros((len(keys), self.values[entity].shape[1]), np.int32)
         totals[known] = self.values[entity][places[known]]
         return totals
 
@@ -368,7 +368,7 @@ class _Ledger:
     def _none(self) -> _Totals:
         width = 1 + len(self.log.job.settings.rates)
         keys = {name: np.empty(0, np.int64) for name in self.names}
-        return _Totals(self.log.job.days[0], keys, {name: np.empty((0, width), np.int64) for name in self.names})
+        return _Totals(self.log.job.days[0], keys, {name: np.empty((0, width), np.int32) for name in self.names})
 
     def _advanced(self, totals: _Totals, day: int) -> _Totals:
         sizes = dict.fromkeys(range(totals.day, day), 0) | self.log.sizes

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from pipeline.features.store import FeatureStore, Rows, read_group, row_groups
@@ -23,7 +25,8 @@ def streamed(
 ) -> Callable[[int], Iterator[Batch]]:
     """Batches of `size` rows of a slice, each row once an epoch, in an order that depends on seed and epoch alone.
 
-    `mixed` row groups are in memory at a time and their rows shuffled together, so a batch holds rows of that many.
+    The rows of `mixed` row groups are shuffled together, so a batch holds rows of that many; the next ones are read
+    meanwhile.
     """
     first, last = {"train": ("begin", "validation"), "validation": ("validation", "test"), "test": ("test", "end")}[
         slice_name
@@ -31,17 +34,25 @@ def streamed(
     begin, end = store.slices[first], store.slices[last]
     groups = [group for group in row_groups(store.folder) if group.begin < end and group.end > begin]
 
+    def read(chosen: npt.NDArray[np.int64]) -> list[Rows]:
+        parts = [store.decode(read_group(groups[number])) for number in chosen]
+        return [part.take((part.time >= begin) & (part.time < end)) for part in parts]
+
     def epoch(number: int) -> Iterator[Batch]:
         random = np.random.default_rng([seed, number])
         order = random.permutation(len(groups))
+        pools = [order[place : place + mixed] for place in range(0, len(order), mixed)]
         left: list[Rows] = []
-        for place in range(0, len(order), mixed):
-            parts = [store.decode(read_group(groups[group])) for group in order[place : place + mixed]]
-            rows = Rows.concatenate([*left, *(part.take((part.time >= begin) & (part.time < end)) for part in parts)])
-            chosen = torch.from_numpy(random.permutation(len(rows)))
-            whole = len(rows) if place + mixed >= len(order) else len(rows) // size * size
-            for first_row in range(0, whole, size):
-                yield to_device(encoder(rows, chosen[first_row : min(first_row + size, whole)]), device)
-            left = [rows.take(chosen[whole:].numpy())]
+        with ThreadPoolExecutor(max_workers=1) as ahead:
+            waiting = ahead.submit(read, pools[0])
+            for following in [*pools[1:], None]:
+                rows = Rows.concatenate([*left, *waiting.result()])
+                if following is not None:
+                    waiting = ahead.submit(read, following)
+                chosen = torch.from_numpy(random.permutation(len(rows)))
+                whole = len(rows) if following is None else len(rows) // size * size
+                for first_row in range(0, whole, size):
+                    yield to_device(encoder(rows, chosen[first_row : min(first_row + size, whole)]), device)
+                left = [rows.take(chosen[whole:].numpy())]
 
     return epoch
