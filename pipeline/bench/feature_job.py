@@ -64,7 +64,8 @@ def write_events(path: Path, events: int, seed: int) -> None:
 
 def _zipf(random: np.random.Generator, values: int, exponent: float, size: int) -> Integers:
     weights = np.cumsum((np.arange(values) + 50.0) ** -exponent)
-    return np.searchsorted(weights, random.random(size) * weights[-1])
+    drawn: Integers = np.searchsorted(weights, random.random(size) * weights[-1])
+    return drawn
 
 
 def check_equal(result: Result, other: Result, seed: int = 0) -> None:
@@ -78,10 +79,10 @@ def check_equal(result: Result, other: Result, seed: int = 0) -> None:
         _check(np.array_equal(_counts(one), _counts(two)), f"impressions by {entity}")
         _check(np.allclose(one, two, rtol=1e-6, atol=1e-7), f"click rates by {entity}")
     for side in SIDES:
-        one, two = result.codes(side), other.codes(side)
-        pairs = np.unique(one.astype(np.int64) << 32 | two)
-        _check(len(pairs) == len(np.unique(one)) == len(np.unique(two)), f"values behind the codes of {side}")
-        _check(np.array_equal(np.bincount(one), np.bincount(two)), f"order of the codes of {side}")
+        code, theirs = result.codes(side), other.codes(side)
+        pairs = np.unique(code.astype(np.int64) << 32 | theirs)
+        _check(len(pairs) == len(np.unique(code)) == len(np.unique(theirs)), f"values behind the codes of {side}")
+        _check(np.array_equal(np.bincount(code), np.bincount(theirs)), f"order of the codes of {side}")
     for name in NUMBERS:
         _check(np.array_equal(result.buckets(name), other.buckets(name)), f"buckets of {name}")
     count = len(result.codes("user"))

@@ -34,6 +34,7 @@ def duckdb(path: Path, threads: int) -> Result:
     import duckdb
 
     database = duckdb.connect(config={"threads": threads, "preserve_insertion_order": False})
+    database.execute("SET enable_progress_bar = false")
     database.execute(
         f"CREATE TABLE raw AS SELECT *, file_row_number AS row FROM read_parquet('{path}', file_row_number = true)"
     )
@@ -47,7 +48,7 @@ def duckdb(path: Path, threads: int) -> Result:
     buckets = []
     for name in NUMBERS:
         shares = [part / PARTS for part in range(1, PARTS)]
-        cuts = database.execute(f"SELECT quantile_disc({name}, {shares}) FROM raw").fetchone()[0]
+        [(cuts,)] = database.execute(f"SELECT quantile_disc({name}, {shares}) FROM raw").fetchall()
         cases = " ".join(f"WHEN {name} <= {cut!r}::FLOAT THEN {place}" for place, cut in enumerate(cuts, 1))
         buckets.append(f"CASE {cases} ELSE {PARTS} END AS {name}")
     database.execute(
@@ -121,7 +122,8 @@ def pandas_asof(path: Path) -> Result:
             lag = 0 if window == "now" else window_length(window)
             asked = frame[["key"]].assign(time=frame["time"] - pandas.Timedelta(lag, "us"))
             found = pandas.merge_asof(asked, totals, on="time", by="key", allow_exact_matches=False)
-            return found[["shows", "clicks"]].fillna(0).to_numpy()
+            totals_before: npt.NDArray[np.float64] = found[["shows", "clicks"]].fillna(0).to_numpy()
+            return totals_before
 
         now = before("now")
         return lambda window: now if window == ALL else now - before(window)

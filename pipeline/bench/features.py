@@ -39,8 +39,8 @@ def bench(
 ) -> dict[str, float]:
     """Medians of `runs`, and how many times as long the rivals take an event; fails unless all agree on every row.
 
-    `pandas_asof` is the quickest way known in pandas, two running totals a window met by `merge_asof`;
-    `pandas_rolling` the documented one, `groupby().rolling(closed="left")`, so slow that it has `rolling_events` only.
+    `pandas_asof` is the quickest way known in pandas, running totals looked up by `merge_asof`; `pandas_rolling` the
+    documented one, `groupby().rolling(closed="left")`, so slow that it has `rolling_events` only.
     """
     rivals: dict[str, tuple[int, Callable[[Path], Result]]] = {}
     if find_spec("duckdb"):

@@ -108,7 +108,8 @@ def fit(field: str, seen: pl.DataFrame, *, admit_after: int, evict_before: int) 
     Raises InputError for a field with more than `MOST_DISTINCT` values; a sketch of a few kilobytes tells their number
     within 2 % before any is kept.
     """
-    if seen.height > MOST_DISTINCT and (different := seen["value"].approx_n_unique()) > MOST_DISTINCT:
+    different = seen.select(pl.col("value").approx_n_unique()).item() if seen.height > MOST_DISTINCT else 0
+    if different > MOST_DISTINCT:
         raise InputError(
             f"column {field!r} has about {different:,} different values, more than the {MOST_DISTINCT:,} that a "
             "vocabulary can hold; take it out of [features] if it only numbers the rows, else group its values"

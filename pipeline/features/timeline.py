@@ -144,7 +144,8 @@ class Questions:
 
     def first(self, block: slice = slice(None)) -> Integers:
         """Place of the first event of each pair's key (U,)."""
-        return self.timeline.starts[self.slots[block] >> 1]
+        places: Integers = self.timeline.starts[self.slots[block] >> 1]
+        return places
 
     def before(self, lag: int = 0) -> Integers:
         """Place after the last event of each pair's key strictly before its time, less `lag` (U,).
