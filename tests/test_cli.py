@@ -70,7 +70,7 @@ def test_features_alone_are_kept_and_explained(small_run: Path, server: str) -> 
     home = small_run.parents[1]
     arguments = ("features", CONFIGS / "small.toml", *TINY)
     out, errors = recfunnel(*arguments, server=server, folder=home).communicate(timeout=180)
-    assert out.count("unchanged, kept") == 2, out + errors
+    assert out.count("unchanged, kept") == 3, out + errors
     assert f"│ {8000:,} " in out
     assert str(latest(small_run)["features"].relative_to(home)) in out
     row = pl.read_parquet(latest(small_run)["events"] / "events.parquet").row(7_000, named=True)

@@ -72,7 +72,7 @@ def test_mlflow_holds_the_run_its_stages_and_the_champions(small_run: Path) -> N
     folder = small_run.parent
     store = tracking.client(folder)
     runs = store.search_runs([store.get_experiment_by_name(tracking.EXPERIMENT).experiment_id])
-    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    (parent,) = [run for run in runs if run.info.run_name == "small"]
     assert {run.info.run_name for run in runs} - {parent.info.run_name} == set(STAGES)
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert parent.data.metrics["final_ndcg_20"] > 0
