@@ -108,6 +108,7 @@ def train(
     positive: str,
     seed: int,
     log: Callable[[dict[str, float], int], None],
+    checkpoints: Path | None = None,
 ) -> dict[str, float]:
     """Train on the engaged rows of the train slice and write the weights of the epoch with the best recall@50 on
     validation.
@@ -160,10 +161,12 @@ def train(
         loss,
         validate,
         steps=-(-len(rows) // settings.batch_size),
+        rows=len(rows),
         epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         monitor=f"recall_{CUTOFF}",
         log=log,
+        checkpoints=checkpoints,
     )
     save(model, out, {**asdict(settings), "content": content_width(store), "epoch": fitted.epoch, **fitted.metrics})
     return {"positives": len(rows), "epoch": fitted.epoch, **fitted.metrics}
