@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim import Optimizer
+
+from models.sequences import sums
 
 CHUNK = 1 << 16
 
@@ -201,24 +202,11 @@ def distinct(codes: Tensor, size: int) -> Tensor:
 
 
 def summed_by_row(gradient: Tensor) -> Tensor:
-    """A sparse (V, D) tensor with one entry a row, whose values may be written to.
-
-    Sums runs of equal codes: several times as fast on a CPU as adding one value after the other to where it belongs.
-    """
+    """A sparse (V, D) tensor with one entry a row, whose values may be written to."""
     codes, values = gradient._indices()[0], gradient._values()
     size = gradient.shape[0]
     rows = distinct(codes, size)
     place = torch.empty(size, dtype=torch.long, device=codes.device)
     place[rows] = torch.arange(len(rows), device=codes.device)
-    of_row = place.index_select(0, codes)
-    begin = of_row.bincount(minlength=len(rows)).cumsum(0).roll(1)
-    begin[:1] = 0
-    sums = functional.embedding_bag(sorting(of_row, len(rows)), values, begin, mode="sum")
-    return torch.sparse_coo_tensor(rows[None], sums, gradient.shape, is_coalesced=True, check_invariants=False)
-
-
-def sorting(numbers: Tensor, size: int) -> Tensor:
-    """The order that sorts numbers in 0 … `size`-1, stable; a radix sort, so the fewer bytes the better."""
-    if size <= 1 << 16:
-        return (numbers - (1 << 15)).to(torch.int16).argsort(stable=True)
-    return numbers.to(torch.int32).argsort(stable=True)
+    summed = sums(values, place.index_select(0, codes), len(rows))
+    return torch.sparse_coo_tensor(rows[None], summed, gradient.shape, is_coalesced=True, check_invariants=False)

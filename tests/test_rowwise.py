@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from models.rowwise import LazyAdamW, RowAdagrad, RowWise, distinct, sorting, summed_by_row
+from models.rowwise import LazyAdamW, RowAdagrad, RowWise, distinct, summed_by_row
 
 ROWS, WIDTH = 9, 3
 LR, DECAY = 0.05, 0.8
@@ -172,10 +172,3 @@ def test_sums_of_rows(codes: list[int], width: int) -> None:
         expected[code] = expected.get(code, torch.zeros(width)) + value
     assert got._indices()[0].tolist() == sorted(expected) == distinct(index, 70_000).tolist()
     assert torch.equal(got._values(), torch.stack([expected[code] for code in sorted(expected)]) if codes else values)
-
-
-@given(st.lists(st.integers(0, 100_000), max_size=50), st.sampled_from([100_001, 1 << 20]))
-def test_sorting_is_stable(numbers: list[int], size: int) -> None:
-    small = [number % (1 << 16) for number in numbers]
-    assert sorting(torch.tensor(numbers), size).tolist() == sorted(range(len(numbers)), key=numbers.__getitem__)
-    assert sorting(torch.tensor(small), 1 << 16).tolist() == sorted(range(len(small)), key=small.__getitem__)
