@@ -9,7 +9,7 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -167,7 +167,8 @@ def bench(
 
     if name not in (*BENCHES, "all"):
         raise InputError(f"{name!r} is no benchmark; it is one of all, {', '.join(BENCHES)}")
-    given = {key: int(value) for key, _, value in (option.partition("=") for option in options or [])}
+    parts = [option.partition("=") for option in options or []]
+    given: dict[str, Any] = {key: int(value) if value.isdigit() else value for key, _, value in parts}
     figures: dict[str, float] = {}
     for one in BENCHES if name == "all" else [name]:
         measure, quick = BENCHES[one]

@@ -40,10 +40,10 @@ def keep_or_make(
 ) -> Path:
     """The folder of a finished stage: `task(*inputs, out=…, **settings)` is run only if there is none yet.
 
-    The fingerprint covers the inputs, the raw files in `reads`, the settings and the code the task reaches. What the
-    task returns, and the epochs it logs when it `trains`, is kept beside its output: a kept stage reports the same
-    numbers as one just made. The metrics named in `tell` are printed. What is passed in `beside` does not change the
-    output.
+    The fingerprint covers the inputs, the raw files in `reads`, the settings and the code the task reaches. A task that
+    `trains` goes on from its checkpoints after a kill. What it returns, and the epochs it logs, is kept beside its
+    output: a kept stage reports the same numbers as one just made. The metrics named in `tell` are printed. What is
+    passed in `beside` does not change the output.
     """
     folders = [folder for one in inputs for folder in (one.values() if isinstance(one, dict) else [one])]
     fingerprint = lake.fingerprint(task.fn, inputs=(*folders, *reads), **settings)
@@ -55,7 +55,10 @@ def keep_or_make(
         child.parameters(json.loads(json.dumps(settings, default=vars)))
         if not kept:
             epochs: list[dict[str, Any]] = []
-            told = {"log": lambda metrics, step: epochs.append({"step": step, "metrics": metrics})} if trains else {}
+            told: dict[str, Any] = {}
+            if trains:
+                told["log"] = lambda metrics, step: epochs.append({"step": step, "metrics": metrics})
+                told["checkpoints"] = stage.checkpoints
             with stage.writing() as out:
                 returned = task(*inputs, out=out, **settings, **(beside or {}), **told)
                 metrics = returned if isinstance(returned, dict) else {}

@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.encodings import Encodings
 from models.schema import Role, Schema
@@ -67,6 +68,9 @@ class Standardise(nn.Module):
         self.register_buffer("variance", torch.ones(groups, width))
 
     def forward(self, z: Float[Tensor, "B D"], group: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
+        if len(self.mean) == 1:
+            measured, running = self.training and len(z) > 1, (self.mean[0], self.variance[0])
+            return functional.batch_norm(z, *running, None, None, measured, self.momentum, self.epsilon)
         mean, variance = self._measure(z, group) if self.training else (self.mean, self.variance)
         deviation = torch.rsqrt(variance + self.epsilon)
         return (z - mean.index_select(0, group)) * deviation.index_select(0, group)

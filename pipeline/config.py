@@ -180,7 +180,10 @@ class Loss:
 @dataclass(frozen=True, config=STRICT)
 class Fine:
     """The fine ranker: `model` is a key of `models.RANKERS`, `options` its own keywords, `encodings` the numbers and
-    content that it sees as integers too, such as `[{number = "clicked_content_similarity", low = -1.0}]`."""
+    content that it sees as integers too, such as `[{number = "clicked_content_similarity", low = -1.0}]`.
+
+    `table_optimiser`: what trains the embeddings of the fused tables; Adagrad does so at `table_learning_rate`.
+    """
 
     model: str = "pepnet"
     options: dict[str, Any] = field(default_factory=dict)
@@ -191,6 +194,8 @@ class Fine:
     learning_rate: PositiveFloat = 0.003
     weight_decay: float = 1e-5
     embedding_decay: float = 0.0
+    table_optimiser: Literal["adamw", "adagrad"] = "adamw"
+    table_learning_rate: PositiveFloat = 0.05
     patience: PositiveInt = 1
     candidates: NonNegativeInt = 60
     candidate_requests: PositiveInt = 6_000

@@ -107,6 +107,11 @@ class Stage:
     def done(self) -> bool:
         return (self.path / MANIFEST).exists()
 
+    @property
+    def checkpoints(self) -> Path:
+        """A folder for what is to be found again after a kill; it goes when the stage is finished."""
+        return self.path.with_name(f".checkpoints-{self.path.name}")
+
     @contextmanager
     def writing(self) -> Iterator[Path]:
         """A temporary folder that becomes `path` when the block ends well, and vanishes when it does not."""
@@ -126,6 +131,8 @@ class Stage:
             shutil.rmtree(folder)
         else:
             folder.rename(self.path)
+        for checkpoints in self.path.parent.glob(f".checkpoints-{name}-*"):
+            shutil.rmtree(checkpoints, ignore_errors=True)
         kept = sorted(self.path.parent.glob(f"{name}-*"), key=lambda path: path.stat().st_mtime)
         for old in kept[:-KEEP]:
             if old != self.path:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn, track
+from rich.text import Text
+from torch import Tensor
 
 Item = TypeVar("Item")
 
@@ -15,3 +19,32 @@ def progress(items: Iterable[Item], what: str, *, total: int | None = None) -> I
     """The items, behind a bar that vanishes when they are done; silent where nobody is looking."""
     console = Console(stderr=True)
     yield from track(items, what, total=total, transient=True, console=console, disable=not console.is_terminal)
+
+
+class Speed(ProgressColumn):
+    """Rows a second, of steps of so many rows."""
+
+    def __init__(self, rows: float) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{(task.speed or 0) * self.rows:,.0f} rows/s")
+
+
+@contextmanager
+def training(what: str, *, steps: int, rows: int | None, done: int) -> Iterator[Callable[[Tensor], None]]:
+    """A line of an epoch of `steps` steps, of which `done` are over: rows a second if there are `rows` in it, loss and
+    the time left; silent where nobody is looking. What it gives is to be called after each step with the mean loss."""
+    console = Console(stderr=True)
+    what_is_told = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *([Speed(rows / max(steps, 1))] if rows else []),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TimeRemainingColumn(),
+    )
+    line = Progress(*what_is_told, transient=True, console=console, disable=not console.is_terminal)
+    with line:
+        task = line.add_task(what, total=steps, completed=done, loss=math.nan)
+        yield lambda loss: line.update(task, advance=1, loss=loss)

@@ -7,7 +7,7 @@ from pipeline.bench import BENCHES
 from pipeline.bench.measure import seconds, show
 
 TINY = {
-    "train": {"rows": 5_000, "batch_size": 1_024},
+    "train": {"rows": 2_000, "batch_size": 512},
     "loader": {"rows": 5_000},
     "features": {"events": 3_000, "rolling_events": 300, "runs": 1},
     "scale": {"events": 3_000, "days": 6, "parts": 2},

@@ -62,6 +62,30 @@ def test_equal_seeds_train_equal_weights(folders, tmp_path):
     assert first == second
 
 
+def test_killed_and_started_again_it_ends_with_the_same_weights(folders, tmp_path):
+    features, recall = folders["features"], folders["recall_validation"]
+    settings = replace(QUICK, epochs=2, patience=2)
+    logs = {"whole": [], "resumed": []}
+
+    def begin(name, log, **more):
+        (tmp_path / name).mkdir(exist_ok=True)
+        return fine.train(features, recall, tmp_path / name, settings=settings, seed=1, log=log, **more)
+
+    def killed(metrics, epoch):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    begin("whole", lambda *told: logs["whole"].append(told))
+    with pytest.raises(KeyboardInterrupt):
+        begin("resumed", killed, checkpoints=tmp_path / "checkpoints")
+    told = begin("resumed", lambda *told: logs["resumed"].append(told), checkpoints=tmp_path / "checkpoints")
+    assert logs["resumed"] == logs["whole"]
+    assert len(logs["whole"]) == 2
+    assert told["validation_auc_click"] == max(metrics["auc_click"] for metrics, _ in logs["whole"])
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in logs)
+    assert first == second
+
+
 def test_boosted_trees_are_grown_before_training_and_kept(folders, store, tmp_path):
     fine.train(
         folders["features"],

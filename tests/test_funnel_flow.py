@@ -73,7 +73,8 @@ def test_mlflow_holds_the_run_its_stages_and_the_champions(small_run: Path) -> N
     store = tracking.client(folder)
     runs = store.search_runs([store.get_experiment_by_name(tracking.EXPERIMENT).experiment_id])
     (parent,) = [run for run in runs if run.info.run_name == "small"]
-    assert {run.info.run_name for run in runs} - {parent.info.run_name} == set(STAGES)
+    runs = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert {run.info.run_name for run in runs} == set(STAGES)
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert parent.data.metrics["final_ndcg_20"] > 0
     assert parent.data.params["fine.model"] == "pepnet"

@@ -51,6 +51,18 @@ def test_what_a_kill_left_is_swept_and_other_stages_are_not(tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == [".recall_test-abc", "features-0123"]
 
 
+def test_checkpoints_outlive_a_failure_and_go_when_the_stage_is_finished(tmp_path: Path) -> None:
+    stage, older = lake.stage(tmp_path, "fine", "0123"), lake.stage(tmp_path, "fine", "abcd")
+    for one in (stage, older, lake.stage(tmp_path, "coarse", "0123")):
+        one.checkpoints.mkdir()
+        (one.checkpoints / "at").write_text("x")
+    with pytest.raises(ZeroDivisionError), stage.writing():
+        _ = 1 / 0
+    assert (stage.checkpoints / "at").read_text() == "x"
+    fill(stage)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".checkpoints-coarse-0123", "fine-0123"]
+
+
 def test_only_the_newest_versions_are_kept(tmp_path: Path) -> None:
     for number in range(lake.KEEP + 2):
         stage = lake.stage(tmp_path, "features", f"{number}")

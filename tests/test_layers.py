@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from models.gates import GateNU, SoftmaxGate
-from models.layers import Bank, FieldEmbedding, FieldVectors, Inputs, Numbers, Tables, mix, mlp, pick
+from models.layers import Bank, FieldEmbedding, FieldVectors, Inputs, Numbers, Standardise, Tables, mix, mlp, pick
 from models.schema import Field, Number, Schema, Sequence
-from models.sequences import ActivationUnit, Pooling, segment_sum
+from models.sequences import ActivationUnit, Comparison, Pooling, PReLU, look_up, segment_sum, sorting, sums
 
 SCHEMA = Schema(
     fields=(Field("user_id", 3, "user"), Field("item_id", 4, "item")),
@@ -189,3 +191,64 @@ def test_activation_unit_is_the_network_on_the_concatenation() -> None:
     whole = unit.weights.compare(torch.cat([q, events, q - events, q * events], dim=1))
     weights = unit.weights.weigh(unit.weights.activation(whole))
     torch.testing.assert_close(unit.weights(query, events, row), weights)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 50])
+@pytest.mark.parametrize("training", [True, False])
+def test_one_group_is_standardised_as_one_of_several_groups_is(rows: int, training: bool) -> None:
+    """The same rows in group 1 of 3, in value, gradient and running statistics."""
+    torch.manual_seed(0)
+    one, three = Standardise(1, 4).train(training), Standardise(3, 4).train(training)
+    for standardise in (one, three):
+        standardise.mean += 0.3
+        standardise.variance *= 2
+    z = torch.randn(rows, 4)
+    ends = []
+    for standardise, group in ((one, 0), (three, 1)):
+        leaf = z.clone().requires_grad_()
+        out = standardise(leaf, torch.full((rows,), group))
+        (out * torch.arange(float(rows * 4)).view(rows, 4)).sum().backward()
+        ends.append((out.detach(), leaf.grad, standardise.mean[group], standardise.variance[group]))
+    torch.testing.assert_close(*ends, atol=1e-4, rtol=1e-4)
+
+
+@given(st.lists(st.integers(0, 99_999), max_size=50), st.sampled_from([1 << 8, 1 << 16, 100_000]))
+def test_sorting_is_stable(numbers: list[int], size: int) -> None:
+    small = [number % size for number in numbers]
+    expected = sorted(range(len(small)), key=small.__getitem__)
+    assert sorting(torch.tensor(small, dtype=torch.long), size).tolist() == expected
+
+
+@pytest.mark.parametrize("size", [5, 300, 70_000])
+@pytest.mark.parametrize("count", [0, 1, 400])
+def test_sums_and_the_gradient_of_a_small_table(size: int, count: int) -> None:
+    """Against index_add and against an embedding; some rows are asked for by nobody."""
+    torch.manual_seed(0)
+    values, index = torch.randn(count, 3), torch.randint(size - 1, (count,))
+    torch.testing.assert_close(sums(values, index, size), torch.zeros(size, 3).index_add(0, index, values))
+    table = torch.randn(size, 3, requires_grad=True)
+    wanted = torch.autograd.grad((nn.functional.embedding(index, table) * values).sum(), table)
+    found = look_up(table, index)
+    assert torch.equal(found, table[index])
+    torch.testing.assert_close(torch.autograd.grad((found * values).sum(), table), wanted)
+
+
+def test_prelu_against_torch_s() -> None:
+    torch.manual_seed(0)
+    own, torch_s, x, weight = PReLU(), nn.PReLU(), torch.randn(20, 3), torch.randn(20, 3)
+    x[0] = 0
+    given_x = [x.clone().requires_grad_() for _ in range(2)]
+    for module, leaf in zip((own, torch_s), given_x, strict=True):
+        (module(leaf) * weight).sum().backward()
+    assert torch.equal(own(x), torch_s(x))
+    torch.testing.assert_close(given_x[0].grad, given_x[1].grad)
+    torch.testing.assert_close(own.weight.grad, torch_s.weight.grad)
+
+
+def test_comparison_is_the_network_of_the_paper() -> None:
+    torch.manual_seed(0)
+    compare, query, events = Comparison(4, 5), torch.randn(3, 4), torch.randn(6, 4)
+    row = torch.tensor([0, 0, 1, 2, 2, 2])
+    q = query[row]
+    hidden = compare.activation(compare.compare(torch.cat([q, events, q - events, q * events], dim=1)))
+    torch.testing.assert_close(compare(query, events, row), compare.weigh(hidden))

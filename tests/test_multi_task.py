@@ -41,6 +41,20 @@ def labelled(count: int, labels: int = 2) -> dict[str, Tensor]:
     return {**pack(examples(count)), "labels": known}
 
 
+def test_shared_bottom_by_domain_reads_the_towers_of_the_row_s_own_domain() -> None:
+    model = lively(build("shared_bottom", hidden=(8, 4), tower=(3,), by_domain=True))
+    batch = pack(examples(40))
+    before = model(batch)
+    for layer in model.towers.layers:
+        layer.bias.data[2 * 1 : 2 * 1 + 2] += 1
+    changed = (model(batch) != before).all(dim=1)
+    assert torch.equal(changed, batch["domain"] == 1)
+    last = model.towers.layers[-1]
+    last.weight.data[5] = 0
+    last.bias.data[5] = 7.0
+    assert (model(batch)[batch["domain"] == 2, 1] == 7).all()
+
+
 def test_shared_bottom_is_one_network_and_a_tower_for_each_label() -> None:
     model, batch = lively(build("shared_bottom", hidden=(8, 4), tower=(3,))), pack(examples(5))
     for x, logits in zip(model.inputs(batch), model(batch), strict=True):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models.layers import Inputs, Standardise, mlp
 from models.schema import Schema
-from models.sequences import ActivationUnit
+from models.sequences import ActivationUnit, PReLU
 
 
 class Dice(nn.Module):
@@ -34,7 +34,7 @@ class Dice(nn.Module):
         return (p + self.alpha * (1 - p)) * x  # type: ignore[no-any-return]
 
 
-ACTIVATIONS = {"prelu": lambda hidden: nn.PReLU(), "dice": Dice}
+ACTIVATIONS = {"prelu": lambda hidden: PReLU(), "dice": Dice}
 
 
 class DIN(nn.Module):

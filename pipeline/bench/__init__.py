@@ -10,7 +10,7 @@ from pipeline.bench import ann, features, loader, merge, recall, scale, train
 Bench = tuple[Callable[..., dict[str, float]], dict[str, Any]]
 
 BENCHES: dict[str, Bench] = {
-    "train": (train.bench, {"rows": 40_000}),
+    "train": (train.bench, {"rows": 50_000}),
     "loader": (loader.bench, {"rows": 100_000}),
     "features": (features.bench, {"events": 100_000}),
     "scale": (scale.bench, {"events": 50_000, "days": 10, "parts": 2}),

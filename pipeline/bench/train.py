@@ -1,42 +1,153 @@
-"""Training rows a second of every ranker, reading included."""
+"""Training on the speed workload, reading included: rows a second and click AUC of six rankers, and of peers beside
+them."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import tempfile
 import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from models import RANKERS
 from models.objective import objective
-from pipeline.bench.market import features_of
+from models.two_tower import TwoTower
+from pipeline.bench import workload
+from pipeline.evaluation.metrics import auc
 from pipeline.features.store import FeatureStore
-from pipeline.ranking.batches import Encoder, shuffled
+from pipeline.ranking.batches import Batch, Encoder, in_order, shuffled
+from pipeline.ranking.fine import probabilities
 from pipeline.ranking.fit import fit
 from pipeline.ranking.losses import masked_bce
+from pipeline.recall.two_tower import Sampler, listwise_loss
+
+PEERS = Path(__file__).parent / "peers"
+TEMPERATURE = 0.05
 
 
-def bench(rows: int = 300_000, batch_size: int = 4_096, seed: int = 0) -> dict[str, float]:
-    """One epoch over `rows` impressions, each ranker with its default sizes."""
-    figures: dict[str, float] = {}
-    with features_of(users=rows // 10, items=rows // 50, impressions=rows, seed=seed) as folder:
-        store = FeatureStore.open(folder)
-        encoder, log = Encoder(store), store.log("train")
-        figures["rows"] = len(log)
-        figures["events_per_row"] = float(np.mean(sum(log.lengths.values())))
-        for name, ranker in RANKERS.items():
-            torch.manual_seed(seed)
-            begun = time.perf_counter()
-            fit(
-                ranker(store.schema),
-                shuffled(encoder, log, size=batch_size, seed=seed),
-                lambda model, batch: objective(model, batch, masked_bce),
-                lambda model: {"none": 0.0},
-                steps=-(-len(log) // batch_size),
-                epochs=1,
-                learning_rate=0.001,
-                monitor="none",
-                log=lambda metrics, epoch: None,
-            )
-            figures[f"{name}_rows_per_second"] = len(log) / (time.perf_counter() - begun)
+@dataclass(frozen=True)
+class Task:
+    """A ranker of the zoo, or the two towers of recall, with its sizes."""
+
+    ranker: str
+    options: dict[str, Any] = field(default_factory=dict)
+    history: bool = False
+    labels: tuple[str, ...] = ("click",)
+
+
+DEEP = (256, 128, 64)
+TASKS = {
+    "a": Task("deepfm", {"hidden": DEEP}),
+    "b": Task("din", {"hidden": DEEP, "attention": 64}, history=True),
+    "c": Task("mmoe", {"hidden": (256, 128)}, labels=workload.LABELS),
+    "d": Task("shared_bottom", {"hidden": (256, 128), "by_domain": True}),
+    "ds": Task("star", {"hidden": DEEP}),
+    "e": Task("two_tower", {"width": 16, "hidden": DEEP}, history=True),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds on the clock and of the processor, and the click AUC of the test."""
+
+    wall: float
+    processor: float
+    auc: float
+
+
+def bench(
+    rows: int = 500_000,
+    batch_size: int = 4_096,
+    seed: int = 0,
+    runs: int = 1,
+    tasks: str = "a,b,c,d,ds,e",
+    peers: str = "",
+) -> dict[str, float]:
+    """One epoch of each of the tasks, batch by batch; for each the median of so many runs, between which those of the
+    peers lie. `peers` is a folder of virtual environments named as the scripts in `pipeline/bench/peers`.
+
+    On a machine that others use too, the ratios of processor seconds say more than those of the clock's.
+    """
+    figures: dict[str, float] = {"rows": rows, "threads": torch.get_num_threads()}
+    with tempfile.TemporaryDirectory(prefix="recfunnel-bench-") as place:
+        folder = Path(place)
+        workload.write(folder, rows=rows, seed=seed)
+        count = {name: len(workload.read_rows(_store(folder, task), _file(task))) for name, task in TASKS.items()}
+        for name in tasks.split(","):
+            rivals = {path.stem: path for path in sorted(PEERS.glob("*.py")) if peers and name in "abc"}
+            found: dict[str, list[Measured]] = {}
+            for _ in range(runs):
+                found.setdefault("", []).append(measure(TASKS[name], folder, batch_size, seed))
+                for rival, script in rivals.items():
+                    if (python := Path(peers) / rival / "bin/python").exists():
+                        found.setdefault(rival, []).append(_peer(python, script, name, folder, batch_size))
+            for rival, measured in found.items():
+                title = f"{name}_{TASKS[name].ranker}" + (f"_{rival}" if rival else "")
+                figures[f"{title}_rows_per_second"] = count[name] / median(one.wall for one in measured)
+                figures[f"{title}_rows_per_processor_second"] = count[name] / median(one.processor for one in measured)
+                figures[f"{title}_auc"] = median(one.auc for one in measured)
     return figures
+
+
+def measure(task: Task, folder: Path, batch_size: int, seed: int) -> Measured:
+    wall, processor = time.perf_counter(), time.process_time()
+    store = _store(folder, task)
+    rows, encoder = workload.read_rows(store, _file(task)), Encoder(store)
+    torch.manual_seed(seed)
+    beside: Batch = {}
+    if task.ranker == "two_tower":
+        model: nn.Module = TwoTower(store.schema, **task.options)
+        items = len(store.items["code_item_id"])
+        sampler = Sampler.of(rows.item, np.arange(1, items), items)
+        item = torch.from_numpy(rows.item).long()
+        beside = {"item": item, "log_q": sampler.log_q(item, batch_size, 0)}
+    else:
+        model = RANKERS[task.ranker](store.schema, **task.options)
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        if isinstance(model, TwoTower):
+            vectors = model.user(batch), model.item(batch)
+            return listwise_loss(*vectors, batch["item"], batch["log_q"], temperature=TEMPERATURE)
+        return objective(model, batch, masked_bce)
+
+    fit(
+        model,
+        shuffled(encoder, rows, size=batch_size, seed=seed, beside=beside),
+        loss,
+        lambda model: {"none": 0.0},
+        steps=-(-len(rows) // batch_size),
+        rows=len(rows),
+        epochs=1,
+        learning_rate=0.003,
+        monitor="none",
+        log=lambda metrics, epoch: None,
+    )
+    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    test = workload.read_rows(store, workload.TEST)
+    if isinstance(model, TwoTower):
+        with torch.inference_mode():
+            scores = torch.cat([model(batch) for batch in in_order(encoder, test, size=batch_size)]).numpy()
+    else:
+        scores = probabilities(model, encoder, test)[:, 0]
+    return Measured(wall, processor, auc(test.labels[:, 0], scores))
+
+
+def _peer(python: Path, script: Path, task: str, folder: Path, batch_size: int) -> Measured:
+    command = [str(python), str(script), task, str(folder), str(batch_size)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return Measured(**json.loads(said.splitlines()[-1]))
+
+
+def _store(folder: Path, task: Task) -> FeatureStore:
+    return workload.open_store(folder, history=task.history, labels=task.labels)
+
+
+def _file(task: Task) -> str:
+    return workload.POSITIVES if task.ranker == "two_tower" else workload.TRAIN

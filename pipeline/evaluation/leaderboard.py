@@ -28,7 +28,15 @@ CANDIDATES = 300
 REPEATS = 15
 
 
-def contest(features: Path, out: Path, *, settings: Fine, seed: int, log: Log) -> dict[str, float]:  # noqa: ARG001
+def contest(
+    features: Path,
+    out: Path,  # noqa: ARG001
+    *,
+    settings: Fine,
+    seed: int,
+    log: Log,
+    checkpoints: Path | None = None,
+) -> dict[str, float]:
     """Train one ranker with one seed on the training slice's impressions and judge it on the test slice's.
 
     Returns `auc_<task>`, `gauc_<task>`, `log_loss_<task>` and `ratio_<task>` (calibration) of all impressions and, with
@@ -39,7 +47,9 @@ def contest(features: Path, out: Path, *, settings: Fine, seed: int, log: Log) -
     store, encoder, train, held_out = _opened(features, settings.loss)
     rows, weight = fine.weighed(train, settings.loss, seed)
     schema = fine.outputs(store.schema, settings)
-    model, fitted = fine.learn(encoder, schema, rows, weight, held_out, settings=settings, seed=seed, log=log)
+    model, fitted = fine.learn(
+        encoder, schema, rows, weight, held_out, settings=settings, seed=seed, log=log, checkpoints=checkpoints
+    )
     predictions = pl.DataFrame(pa.table(chain.predict(store, encoder, model, schema)))
     names = pl.lit(pl.Series(store.schema.domains)).gather(pl.col("domain"))
     judged = task_table(predictions.with_columns(domain=names), store.schema.labels).filter(exposure="all")

@@ -83,7 +83,15 @@ class Distilled:
 
 
 def train(
-    features: Path, recall: Path, teacher: Path, out: Path, *, settings: Settings, seed: int, log: Log
+    features: Path,
+    recall: Path,
+    teacher: Path,
+    out: Path,
+    *,
+    settings: Settings,
+    seed: int,
+    log: Log,
+    checkpoints: Path | None = None,
 ) -> dict[str, float]:
     """Distil the fine ranker in the folder `teacher` and write the student to `out`.
 
@@ -119,11 +127,13 @@ def train(
         distillation,
         validate,
         steps=-(-len(distil) // per_batch),
+        rows=len(distil.item),
         epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         monitor="teacher_top_kept",
         patience=settings.epochs,
         log=log,
+        checkpoints=checkpoints,
     )
     learnt, order = logits(model, encoder, store, held_out), ranker.fuse(judged, held_out)
     measured = {

@@ -144,7 +144,9 @@ def criterion_of(loss: Loss, labels: tuple[str, ...]) -> Criterion:
     return criterion
 
 
-def train(features: Path, recall: Path, out: Path, *, settings: Fine, seed: int, log: Log) -> dict[str, float]:
+def train(
+    features: Path, recall: Path, out: Path, *, settings: Fine, seed: int, log: Log, checkpoints: Path | None = None
+) -> dict[str, float]:
     """Train the ranker named in the settings; write its weights, schema, options and fusion weights to `out`.
 
     `recall` holds the validation slice's requests. Returns validation metrics: AUC of each task on impressions and
@@ -165,7 +167,9 @@ def train(features: Path, recall: Path, out: Path, *, settings: Fine, seed: int,
     unseen = _impressions(impressions(store, "validation", settings.loss))
     unseen = unseen.take(np.flatnonzero(~np.isin(unseen.user, distil.user)))
 
-    model, fitted = learn(encoder, schema, rows, weight, unseen, settings=settings, seed=seed, log=log)
+    model, fitted = learn(
+        encoder, schema, rows, weight, unseen, settings=settings, seed=seed, log=log, checkpoints=checkpoints
+    )
     scores = score_candidates(model, encoder, store, held_out)
     weights = tune(
         with_recall(with_durations(scores, schema, HOUR), held_out.position),
@@ -214,6 +218,7 @@ def learn(
     settings: Fine,
     seed: int,
     log: Log,
+    checkpoints: Path | None = None,
 ) -> tuple[Calibrated, Fitted]:
     """A new ranker with the outputs of `schema`, trained on `rows` until the AUC of the first of the log's tasks on the
     impressions `held_out` no longer rises. `weight` (N,) is how much each row counts."""
@@ -247,13 +252,17 @@ def learn(
         loss,
         validate,
         steps=-(-len(rows) // settings.batch_size),
+        rows=len(rows),
         epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         embedding_decay=settings.embedding_decay,
+        table_optimiser=settings.table_optimiser,
+        table_learning_rate=settings.table_learning_rate,
         monitor=f"auc_{tasks[0]}",
         patience=settings.patience,
         log=log,
+        checkpoints=checkpoints,
     )
     shift = np.zeros(len(schema.labels), np.float32)
     if settings.loss.repeat_weight:

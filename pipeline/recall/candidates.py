@@ -28,7 +28,7 @@ ROUTES: dict[str, ModuleType] = {
 }
 
 FOLD_SALT = 1
-GIVEN = ("model", "positive", "seed", "log")
+GIVEN = ("model", "positive", "seed", "log", "checkpoints")
 
 
 def check(settings: config.Recall) -> None:

@@ -113,6 +113,7 @@ def train(
     learning_rate: float = 0.003,
     temperature: float = 0.1,
     negatives: int = 1024,
+    checkpoints: Path | None = None,
 ) -> dict[str, float]:
     """Train on the engaged rows of the train slice, `negatives` drawn items beside each batch, and write the weights of
     the epoch with the best recall@50 on validation.
@@ -165,10 +166,12 @@ def train(
         loss,
         validate,
         steps=-(-len(rows) // batch_size),
+        rows=len(rows),
         epochs=epochs,
         learning_rate=learning_rate,
         monitor=f"recall_{CUTOFF}",
         log=log,
+        checkpoints=checkpoints,
     )
     told = {"width": width, "temperature": temperature, "content": content_width(store), "epoch": fitted.epoch}
     save(model, out, {**told, **fitted.metrics})

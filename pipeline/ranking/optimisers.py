@@ -1,0 +1,99 @@
+"""What steps a model's parameters: each kind has an optimiser of its own, and all share one clipped gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from models.ftrl import FTRL, LearntByFTRL
+from models.layers import FieldEmbedding
+from models.rowwise import LazyAdamW, RowAdagrad, RowWise
+
+TableOptimiser = Literal["adamw", "adagrad"]
+
+
+class Optimisers:
+    """FTRL-Proximal for what a model wants trained by it, which knows no schedule and no decay; row-wise AdamW or, at
+    `table_learning_rate`, Adagrad for its other fused tables (`models.rowwise`); AdamW for all else.
+
+    `embedding_decay` is that of embeddings, fused or not, `weight_decay` that of matrices; biases and norms have none.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        learning_rate: float,
+        weight_decay: float,
+        embedding_decay: float,
+        table_optimiser: TableOptimiser,
+        table_learning_rate: float,
+    ) -> None:
+        by_ftrl = model.ftrl_parameters() if isinstance(model, LearntByFTRL) else []
+        others = {id(parameter) for parameter in by_ftrl}
+        tables = [module.table for module in model.modules() if isinstance(module, FieldEmbedding)]
+        tables = [table for table in tables if id(table.weight) not in others]
+        others |= {id(table.weight) for table in tables}
+        self._parameters = list(model.parameters())
+        decays = {"embeddings": embedding_decay, "matrices": weight_decay, "vectors": 0.0}
+        self._rowwise: list[RowWise] = []
+        if tables and table_optimiser == "adamw":
+            self._rowwise.append(LazyAdamW(tables, lr=learning_rate, weight_decay=embedding_decay))
+        elif tables:
+            self._rowwise.append(RowAdagrad(tables, lr=table_learning_rate, weight_decay=embedding_decay))
+        adamw = torch.optim.AdamW(_groups(model, others, decays), lr=learning_rate, fused=True)
+        self._peaks = [(group, group["lr"]) for one in (adamw, *self._rowwise) for group in one.param_groups]
+        self._all: list[Optimizer] = [adamw, *self._rowwise, *([FTRL(by_ftrl)] if by_ftrl else [])]
+
+    def step(self, rate: float, clip: float) -> None:
+        """Step by the gradients, shrunk to a norm of at most `clip`, at so large a share of the learning rates."""
+        of_tables = [gradient for one in self._rowwise for gradient in one.coalesce()]
+        given = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        gradients = [*of_tables, *(gradient for gradient in given if not gradient.is_sparse)]
+        torch._foreach_mul_(gradients, (clip / (nn.utils.get_total_norm(gradients) + 1e-6)).clamp(max=1.0))
+        for group, peak in self._peaks:
+            group["lr"] = peak * rate
+        for optimiser in self._all:
+            optimiser.step()
+
+    def flush(self) -> None:
+        """Bring the rows of all tables up to date, so that the model can be read as a whole."""
+        for one in self._rowwise:
+            one.flush()
+
+    def close(self) -> None:
+        """The same, and leave the model as it was found."""
+        for one in self._rowwise:
+            one.release()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All they remember."""
+        return {f"{place}.{name}": value for place, state in self._states() for name, value in state.items()}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Remember what `tensors` gave."""
+        for place, state in self._states():
+            named = {name.removeprefix(f"{place}."): value for name, value in tensors.items()}
+            state.update({name: value for name, value in named.items() if f"{place}.{name}" in tensors})
+
+    def _states(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        for number, optimiser in enumerate(self._all):
+            parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+            for place, parameter in enumerate(parameters):
+                yield f"{number}.{place}", optimiser.state[parameter]
+
+
+def _groups(model: nn.Module, others: set[int], decays: dict[str, float]) -> list[dict[str, object]]:
+    """AdamW's parameters, without those of `others`: biases and norms do not decay."""
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    groups: dict[str, list[nn.Parameter]] = {"embeddings": [], "matrices": [], "vectors": []}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in others:
+            continue
+        matrix = parameter.ndim > 1 and not name.endswith("bias")
+        groups["embeddings" if id(parameter) in embeddings else "matrices" if matrix else "vectors"].append(parameter)
+    return [{"params": members, "weight_decay": decays[kind]} for kind, members in groups.items() if members]
