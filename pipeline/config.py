@@ -98,6 +98,16 @@ class Split:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Crosses:
+    """F10: pairs of columns that become fields: those listed as `pairs`, such as "gender*category", and of all pairs of
+    `columns` the `keep` that tell the most of `contract.positive` beyond their parts."""
+
+    pairs: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    keep: PositiveInt = 8
+
+
+@dataclass(frozen=True, config=STRICT)
 class Features:
     """Which columns become which features.
 
@@ -120,6 +130,7 @@ class Features:
     admit_after: PositiveInt = 20
     evict_days: PositiveFloat = 30.0
     buckets: PositiveInt = 32
+    crosses: Crosses = Crosses()
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from inspect import signature
 
 import jaxtyping
@@ -118,6 +119,19 @@ def test_works_without_sequences_numbers_or_several_domains(name: str) -> None:
         "domain": torch.zeros(5).long(),
     }
     assert RANKERS[name](schema)(batch).shape == (5, 1)
+
+
+@every_ranker
+def test_reads_a_cross_of_two_sides_as_one_more_field(name: str) -> None:
+    schema = replace(SCHEMA, fields=(*SCHEMA.fields, Field("age*author_id", 6, "cross")))
+    random = np.random.default_rng(0)
+    rows = [example(i % 71, random, schema) for i in range(50)]
+    torch.manual_seed(0)
+    model = lively(RANKERS[name](schema))
+    logits = model(pack(rows, schema))
+    for row in rows:
+        row["fields"][-1] = schema.offsets[-1] + (row["fields"][-1] - schema.offsets[-1] + 1) % 6
+    assert (model(pack(rows, schema)) != logits).all(dim=1).any()
 
 
 @every_ranker

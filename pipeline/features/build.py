@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from models.schema import Field, Schema, Sequence
 from pipeline import config
-from pipeline.features import identity, numeric, statistics
+from pipeline.features import crosses, identity, numeric, pairs, statistics
 from pipeline.features.identity import Vocabulary
 from pipeline.features.sequences import GAPS
 from pipeline.features.split import check_future, future_sample, single_feature_aucs, slice_of, slices
@@ -83,20 +83,24 @@ def build(
     users = _encode("user", tables.users, seen, features, features.user, bounds["validation"])
     items = _encode("item", tables.items, seen, features, features.item, bounds["validation"])
     context, context_fields, context_vocabularies = _encode_context(shown, tables.domains, features, bounds)
+    fields = (*users.fields, *items.fields, *context_fields)
     vocabularies = (*users.vocabularies, *items.vocabularies, *context_vocabularies)
-    _write(users.table, out / "users.parquet")
-    _write(items.table, out / "items.parquet")
-    _write(pl.concat([one.table for one in vocabularies]), out / "vocabulary.parquet")
-    for name, task in features.behaviours.items():
-        _write(behaviour(tables, task), out / f"behaviour_{name}.parquet")
-
     delays = [f"{task}_time" for task in contract.tasks if f"{task}_time" in shown.columns]
     log = shown.select("user", "item", "domain", "time", "random", *contract.tasks, *delays).with_columns(
         pl.Series("slice", slice_of(shown["time"].to_numpy(), bounds)), *context
     )
-    store = _store(
-        out, log, (*users.fields, *items.fields, *context_fields), tables.domains, features, contract, bounds
+    values = crosses.values_of(fields, vocabularies, tables.domains)
+    chosen = crosses.choose(
+        log, users.table, items.table, fields, values, features, contract.positive, bounds["validation"]
     )
+    chosen.write(out)
+    _write(chosen.extend("user", users.table), out / "users.parquet")
+    _write(chosen.extend("item", items.table), out / "items.parquet")
+    _write(pl.concat([one.table for one in (*vocabularies, *chosen.vocabularies)]), out / "vocabulary.parquet")
+    for name, task in features.behaviours.items():
+        _write(behaviour(tables, task), out / f"behaviour_{name}.parquet")
+
+    store = _store(out, log, (*fields, *chosen.fields), tables.domains, features, contract, bounds)
     store, leak = _write_log(store, log, out)
     (out / "schema.json").write_text(store.schema.to_json() + "\n")
     write_json(
@@ -115,6 +119,7 @@ def build(
             for task in contract.tasks
         },
         **{name: value for one in vocabularies for name, value in one.metrics().items()},
+        **chosen.metrics(),
         "leak_maximum_auc": leak,
     }
 
@@ -166,6 +171,7 @@ def check_settings(tables: Tables, features: config.Features, tasks: tuple[str, 
         if names.count(name) > 1:
             raise InputError(f"column {name!r} is named twice in [features]; rename it in one of its tables")
     identity.check_slots(names)
+    crosses.candidates(features.crosses, _crossable(tables, features))
     parts = ["user", "item", "domain", *features.user, *features.item]
     for entity in features.statistics:
         if unknown := [part for part in entity.split("+") if part not in parts]:
@@ -178,6 +184,14 @@ def check_settings(tables: Tables, features: config.Features, tasks: tuple[str, 
     for key, used in (("rates", features.rates), ("behaviours", tuple(features.behaviours.values()))):
         if unknown := [task for task in used if task not in tasks]:
             raise InputError(f"features.{key}: {unknown[0]!r} is not a task of contract.tasks ({', '.join(tasks)})")
+
+
+def _crossable(tables: Tables, features: config.Features) -> list[str]:
+    """The categorical columns of users, items and context, which can be crossed."""
+    buckets = [name for name, encoding in features.numbers.items() if encoding == "bucket"]
+    built_in = ["position"] if "position" in tables.events.columns else []
+    context = dict.fromkeys(["domain", *features.context, *built_in])
+    return ["user_id", *features.user, "item_id", *features.item, *buckets, *context]
 
 
 def behaviour(tables: Tables, task: str) -> pl.DataFrame:
@@ -343,7 +357,7 @@ def _store(
     delays = [f"{rate}_time" for rate in features.rates if f"{rate}_time" in log.columns]
     columns = log.select("user", "item", "domain", "time", *features.rates, pl.col(delays).fill_null(UNKNOWN_TIME))
     events = countable({name: columns[name].to_numpy() for name in columns.columns}, features.rates)
-    store = FeatureStore(out, schema, bounds, recipe, users, items, behaviours, events)
+    store = FeatureStore(out, schema, bounds, recipe, users, items, behaviours, events, pairs.read(out, schema))
     return replace(store, recipe=replace(recipe, priors=_priors(store)))
 
 
@@ -421,7 +435,9 @@ def _write_leaks(store: FeatureStore, log: pl.DataFrame, values: npt.NDArray[np.
     features: dict[str, npt.NDArray[Any]] = {
         number.name: values[:, place] for place, number in enumerate(store.schema.numbers)
     }
-    features |= {name: log[name].to_numpy() for name in log.columns if name.startswith("code_")}
+    context = {name.removeprefix("code_"): log[name].to_numpy() for name in log.columns if name.startswith("code_")}
+    crossed = store.crossed(log["user"].to_numpy(), log["item"].to_numpy(), context)
+    features |= {f"code_{name}": codes for name, codes in (context | crossed).items()}
     areas = single_feature_aucs(features, {task: log[task].to_numpy() for task in store.schema.labels})
     columns = {"feature": pl.String, "task": pl.String, "auc": pl.Float64}
     table = pl.DataFrame([(*pair, area) for pair, area in areas.items()], schema=columns, orient="row")

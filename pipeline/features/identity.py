@@ -95,11 +95,13 @@ def fit(field: str, seen: pl.DataFrame, *, admit_after: int, evict_before: int) 
         .agg(pl.col("count").sum().cast(pl.Int64), pl.col("last_seen").max())
         .sort("value")
     )
-    merged = (
-        values.with_columns(fids(field, values["value"]))
-        .group_by("fid")
-        .agg(pl.col("value").min(), pl.col("count").sum(), pl.col("last_seen").max())
-    )
+    coded = values.with_columns(fids(field, values["value"]))
+    return admit(field, coded, admit_after=admit_after, evict_before=evict_before)
+
+
+def admit(field: str, seen: pl.DataFrame, *, admit_after: int, evict_before: int) -> Vocabulary:
+    """The same from values that have their FIDs: value, fid, count and last_seen, a row each."""
+    merged = seen.group_by("fid").agg(pl.col("value").min(), pl.col("count").sum(), pl.col("last_seen").max())
     frequent = merged.filter(pl.col("count") >= admit_after)
     admitted = frequent.filter(pl.col("last_seen") >= evict_before).sort(["count", "fid"], descending=[True, False])
     table = admitted.with_row_index("code", offset=1).select(
@@ -110,7 +112,7 @@ def fit(field: str, seen: pl.DataFrame, *, admit_after: int, evict_before: int) 
         table,
         rare=merged.height - frequent.height,
         evicted=frequent.height - admitted.height,
-        collisions=values.height - merged.height,
+        collisions=seen.height - merged.height,
     )
 
 

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.schema import Number, Role, Schema
-from pipeline.features import match, sequences, statistics
+from pipeline.features import match, pairs, sequences, statistics
+from pipeline.features.pairs import Pair
 from pipeline.features.timeline import Integers, Timeline
 
 SLICES = ("train", "validation", "test")
@@ -35,7 +36,10 @@ Columns = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class Rows:
-    """N rows: who, what, where, when, and what is known of them at that moment. `labels` are NaN where unknown."""
+    """N rows: who, what, where, when, and what is known of them at that moment. `labels` are NaN where unknown.
+
+    `context` has the codes of the fields that depend on the row: those of the context, then the crosses.
+    """
 
     user: npt.NDArray[np.int32]
     item: npt.NDArray[np.int32]
@@ -101,6 +105,7 @@ class FeatureStore:
     `users`, `items`: columns by row number (`code_…`, `number_…`, `key_…`, `published`, `content`); row 0 is unknown.
     `behaviours`: per behaviour the columns user, item, domain and time, sorted by (user, time).
     `events`: what statistics count: user, item, domain, time, `shows` and one column per rate, all 0 or 1.
+    `crosses`: the fields with role "cross".
     """
 
     folder: Path
@@ -111,6 +116,7 @@ class FeatureStore:
     items: Columns
     behaviours: dict[str, Columns]
     events: Columns
+    crosses: tuple[Pair, ...] = ()
 
     @classmethod
     def open(cls, folder: Path) -> FeatureStore:
@@ -128,6 +134,7 @@ class FeatureStore:
             items=read_columns(folder / "items.parquet"),
             behaviours={one.name: read_columns(folder / f"behaviour_{one.name}.parquet") for one in schema.sequences},
             events=countable(counted, recipe.rates),
+            crosses=pairs.read(folder, schema),
         )
 
     def log(self, *slices: str) -> Rows:
@@ -154,7 +161,7 @@ class FeatureStore:
         given = {"domain": domain + 1, "hour": hour(time), "position": np.ones(len(user), np.int32), **(context or {})}
         unknown = np.zeros(len(user), np.int32)
         names = [self.schema.fields[place].name for place in self.schema.positions("context")]
-        codes = np.stack([np.asarray(given.get(name, unknown), np.int32) for name in names], axis=1)
+        codes = self._context(user, item, {name: np.asarray(given.get(name, unknown), np.int32) for name in names})
         pointers = {name: self.history(name, user, time) for name in self.behaviours}
         numbers = np.empty((len(user), len(self.schema.numbers)), np.float32)
         for begin in range(0, len(user), CHUNK):
@@ -172,6 +179,24 @@ class FeatureStore:
             lengths={name: lengths for name, (_, lengths) in pointers.items()},
             labels=np.full((len(user), len(self.schema.labels)), np.nan, np.float32),
         )
+
+    def crossed(
+        self,
+        user: npt.NDArray[np.integer],
+        item: npt.NDArray[np.integer],
+        context: dict[str, npt.NDArray[np.integer]],
+    ) -> dict[str, npt.NDArray[np.int32]]:
+        """Codes (N,) of each of `crosses`, from the users, the items and the codes of the context fields."""
+        return pairs.crossed(self.crosses, self.users, self.items, user, item, context)
+
+    def _context(
+        self,
+        user: npt.NDArray[np.integer],
+        item: npt.NDArray[np.integer],
+        context: dict[str, npt.NDArray[np.integer]],
+    ) -> npt.NDArray[np.int32]:
+        """`Rows.context` from the codes of the context fields in the schema's order."""
+        return np.stack([*context.values(), *self.crossed(user, item, context).values()], axis=1)
 
     def history(
         self, behaviour: str, user: npt.NDArray[np.integer], time: Integers
@@ -304,13 +329,14 @@ class FeatureStore:
         def column(name: str, dtype: type) -> npt.NDArray[Any]:
             return read([name], dtype)[:, 0]
 
-        context = [f"code_{self.schema.fields[place].name}" for place in self.schema.positions("context")]
+        context = [self.schema.fields[place].name for place in self.schema.positions("context")]
+        user, item = column("user", np.int32), column("item", np.int32)
         return Rows(
-            user=column("user", np.int32),
-            item=column("item", np.int32),
+            user=user,
+            item=item,
             domain=column("domain", np.int16),
             time=column("time", np.int64),
-            context=read(context, np.int32),
+            context=self._context(user, item, {name: column(f"code_{name}", np.int32) for name in context}),
             numbers=read([number.name for number in self.schema.numbers], np.float32),
             ends={name: column(f"{name}_end", np.int64) for name in self.behaviours},
             lengths={name: column(f"{name}_length", np.int32) for name in self.behaviours},

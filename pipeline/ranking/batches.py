@@ -27,10 +27,9 @@ class Encoder:
         self.schema = schema
         self._users = _codes(schema, "user", store.users)
         self._items = _codes(schema, "item", store.items)
-        self._context_offsets = torch.tensor([schema.offsets[i] for i in schema.positions("context")])
-        self._order = torch.tensor(
-            np.argsort(np.concatenate([schema.positions(role) for role in ("user", "item", "context")]))
-        )
+        self._context_offsets = torch.tensor([schema.offsets[i] for i in schema.positions("context", "cross")])
+        by_role = (schema.positions("user"), schema.positions("item"), schema.positions("context", "cross"))
+        self._order = torch.tensor(np.argsort(np.concatenate(by_role)))
         self._content = torch.from_numpy(store.items["content"]) if "content" in store.items else None
         item_names = [schema.fields[i].name for i in schema.positions("item")]
         self._sequences = {}

@@ -1,0 +1,86 @@
+"""F10 as rows are read: two codes that have one code together. `crosses` says which pairs there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from models.schema import Schema
+from pipeline.features.timeline import Integers
+
+FILE = "cross_codes.parquet"
+CROSS = "*"
+
+Codes = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The field `left*right`: `keys` (P,) are the admitted pairs of codes, the left one above the right one's 32 bits,
+    ascending, and `codes` (P,) are their codes."""
+
+    left: str
+    right: str
+    keys: Integers
+    codes: npt.NDArray[np.int32]
+
+    @property
+    def name(self) -> str:
+        return f"{self.left}{CROSS}{self.right}"
+
+    @classmethod
+    def of(cls, name: str, left: Codes, right: Codes, codes: npt.NDArray[np.int32]) -> Pair:
+        """From the admitted pairs (P,) in any order."""
+        keys = _keys(left, right)
+        order = np.argsort(keys)
+        first, _, second = name.partition(CROSS)
+        return cls(first, second, keys[order], codes[order])
+
+    def encode(self, left: Codes, right: Codes) -> npt.NDArray[np.int32]:
+        """The codes (N,) of pairs of codes; 0 for a pair that was not admitted."""
+        if not len(self.keys):
+            return np.zeros(len(left), np.int32)
+        asked = _keys(left, right)
+        places = np.minimum(np.searchsorted(self.keys, asked), len(self.keys) - 1)
+        return np.where(self.keys[places] == asked, self.codes[places], np.int32(0))
+
+
+def _keys(left: Codes, right: Codes) -> Integers:
+    return left.astype(np.int64) << 32 | right
+
+
+def read(folder: Path, schema: Schema) -> tuple[Pair, ...]:
+    """The crosses that are computed row by row, those with role "cross", in the order of the schema's fields."""
+    crosses = [schema.fields[place].name for place in schema.positions("cross")]
+    if not crosses:
+        return ()
+    table = pq.read_table(folder / FILE)
+    columns = [table[column].to_numpy() for column in ("left", "right", "code")]
+    owns = (table["field"].to_numpy() == name for name in crosses)
+    return tuple(Pair.of(name, *(column[own] for column in columns)) for name, own in zip(crosses, owns, strict=True))
+
+
+def crossed(
+    pairs: Iterable[Pair],
+    users: dict[str, npt.NDArray[Any]],
+    items: dict[str, npt.NDArray[Any]],
+    user: Codes,
+    item: Codes,
+    context: dict[str, Codes],
+) -> dict[str, npt.NDArray[np.int32]]:
+    """Codes (N,) of each pair for rows of these users and items in this context; `users` and `items` have `code_…`
+    columns by row number."""
+
+    def part(name: str) -> Codes:
+        for table, row in ((users, user), (items, item)):
+            if (column := table.get(f"code_{name}")) is not None:
+                return column[row]
+        return context.get(name, np.zeros(len(user), np.int32))
+
+    return {pair.name: pair.encode(part(pair.left), part(pair.right)) for pair in pairs}
