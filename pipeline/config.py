@@ -97,6 +97,9 @@ class Split:
     test_days: PositiveFloat = 1.0
 
 
+Length = Annotated[int, Field(gt=0, le=5_000)]
+
+
 @dataclass(frozen=True, config=STRICT)
 class Crosses:
     """F10: pairs of columns that become fields: those listed as `pairs`, such as "gender*category", and of all pairs of
@@ -115,7 +118,8 @@ class Features:
     `numbers`: column → encoding, for numeric columns of users and items.
     `statistics`: what events are counted by; "user+category" counts pairs.
     `rates`: tasks whose rate is kept besides the number of impressions.
-    `behaviours`: sequence name → the task whose positives make it.
+    `behaviours`: sequence name → the task whose positives make it; the last `length` of them, or as many as `lengths`
+    says, such as `{ clicked = 5000 }` for SIM.
     """
 
     user: tuple[str, ...] = ("segment", "gender", "age", "place")
@@ -126,7 +130,8 @@ class Features:
     windows: tuple[str, ...] = ("1h", "1d", "7d", "all")
     rates: tuple[str, ...] = ("click", "like")
     behaviours: dict[str, str] = field(default_factory=lambda: {"clicked": "click", "liked": "like"})
-    length: PositiveInt = 20
+    length: Length = 20
+    lengths: dict[str, Length] = field(default_factory=dict)
     admit_after: PositiveInt = 20
     evict_days: PositiveFloat = 30.0
     buckets: PositiveInt = 32

@@ -37,6 +37,7 @@ from pipeline.lake import InputError, write_json
 from pipeline.progress import progress
 
 DAY = 86_400_000_000
+OF_EVENT = ("item_id", "author_id", "category", "domain")
 MATCHED = ("author_id", "category", "tag")
 LEAK_ROWS = 50_000
 BUILT_IN_CONTEXT = ("domain", "hour", "position")
@@ -181,6 +182,11 @@ def check_settings(tables: Tables, features: config.Features, tasks: tuple[str, 
             statistics.window_length(window)
         except ValueError as error:
             raise InputError(f"features.windows: {error}") from None
+    if unknown := [name for name in features.lengths if name not in features.behaviours]:
+        raise InputError(
+            f"features.lengths: {unknown[0]!r} is not a behaviour of features.behaviours "
+            f"({', '.join(features.behaviours)})"
+        )
     for key, used in (("rates", features.rates), ("behaviours", tuple(features.behaviours.values()))):
         if unknown := [task for task in used if task not in tasks]:
             raise InputError(f"features.{key}: {unknown[0]!r} is not a task of contract.tasks ({', '.join(tasks)})")
@@ -261,8 +267,8 @@ def _encode(
     coded += encoded
     if "published" in table.columns and side == "item":
         coded.append(table["published"].dt.epoch("us"))
-    if "content" in table.columns and side == "item":
-        coded.append(_content(table["content"]))
+    if "content" in table.columns:
+        coded.append(_content(table["content"], f"{side}s.parquet"))
     return Encoded(pl.DataFrame(coded), tuple(fields), tuple(vocabularies), encoders)
 
 
@@ -292,14 +298,16 @@ def _encode_numbers(
     return columns, encoders, buckets
 
 
-def _content(vectors: pl.Series) -> pl.Series:
+def _content(vectors: pl.Series, file: str) -> pl.Series:
     """Content vectors of length 1; zeros where there is none."""
+    widths = vectors.cast(pl.List(pl.Float32)).list.len().drop_nulls().unique().sort().to_list()
+    if len(widths) != 1:
+        raise InputError(f"{file}: vectors of column 'content' have {widths} numbers; give all the same, or drop it")
     present = vectors.is_not_null().to_numpy()
-    known = vectors.drop_nulls().to_numpy().astype(np.float32)
-    matrix = np.zeros((len(vectors), known.shape[1]), np.float32)
-    norms = np.linalg.norm(known, axis=1, keepdims=True)
-    matrix[present] = known / np.where(norms > 0, norms, 1)
-    return pl.Series("content", matrix, dtype=pl.Array(pl.Float32, known.shape[1]))
+    matrix = np.zeros((len(vectors), widths[0]), np.float32)
+    matrix[present] = vectors.drop_nulls().cast(pl.Array(pl.Float32, widths[0])).to_numpy()
+    norms = np.linalg.norm(matrix, axis=1, keepdims=True)
+    return pl.Series("content", matrix / np.where(norms > 0, norms, 1), dtype=pl.Array(pl.Float32, widths[0]))
 
 
 def _encode_context(
@@ -336,20 +344,25 @@ def _store(
 ) -> FeatureStore:
     """The store over the tables written so far, with the rates' priors fitted on the training rows."""
     users, items = read_columns(out / "users.parquet"), read_columns(out / "items.parquet")
+    if "content" in users and "content" in items and users["content"].shape[1] != items["content"].shape[1]:
+        raise InputError(
+            f"users.parquet: vectors of column 'content' have {users['content'].shape[1]} numbers and those of "
+            f"items.parquet {items['content'].shape[1]}; take both from one model, or drop the users'"
+        )
     behaviours = {name: read_columns(out / f"behaviour_{name}.parquet") for name in features.behaviours}
     recipe = Recipe(
         statistics=features.statistics,
         windows=features.windows,
         rates=features.rates,
         attributes=("item", *(name for name in MATCHED if name in features.item)),
-        length=features.length,
+        lengths={name: features.lengths.get(name, features.length) for name in behaviours},
         priors={},
     )
-    shared = tuple(name for name in ("item_id", "author_id", "category") if name in {field.name for field in fields})
+    shared = tuple(name for name in OF_EVENT if name in {field.name for field in fields})
     schema = Schema(
         fields=fields,
         numbers=numbers(users, items, behaviours, recipe),
-        sequences=tuple(Sequence(name, shared, features.length, GAPS) for name in behaviours),
+        sequences=tuple(Sequence(name, shared, length, GAPS) for name, length in recipe.lengths.items()),
         labels=contract.tasks,
         domains=domains,
         content=items["content"].shape[1] if "content" in items else 0,

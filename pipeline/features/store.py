@@ -76,13 +76,14 @@ class Rows:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the numbers are made of. `priors[entity][task]` is the (a, b) of `statistics.features`."""
+    """What the numbers are made of. `priors[entity][task]` is the (a, b) of `statistics.features`, `lengths` how many
+    events of each behaviour a history has at most."""
 
     statistics: tuple[str, ...]
     windows: tuple[str, ...]
     rates: tuple[str, ...]
     attributes: tuple[str, ...]
-    length: int
+    lengths: dict[str, int]
     priors: dict[str, dict[str, tuple[float, float]]]
 
     def to_json(self) -> dict[str, Any]:
@@ -95,7 +96,7 @@ class Recipe:
             entity: {task: (prior[0], prior[1]) for task, prior in tasks.items()}
             for entity, tasks in raw["priors"].items()
         }
-        return cls(length=raw["length"], priors=priors, **tuples)
+        return cls(lengths=raw["lengths"], priors=priors, **tuples)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,7 +204,7 @@ class FeatureStore:
     ) -> tuple[Integers, npt.NDArray[np.int32]]:
         """End and length of each user's history strictly before `time`: rows [end - length, end) of the behaviour."""
         timeline = self._behaviour_timelines[behaviour]
-        return sequences.pointers(timeline, np.asarray(user, np.int64), time, self.recipe.length)
+        return sequences.pointers(timeline, np.asarray(user, np.int64), time, self.recipe.lengths[behaviour])
 
     def cut(self, moment: int) -> FeatureStore:
         """The store as it would be had the log ended just before `moment`: what was fitted stays as it is."""
@@ -249,6 +250,8 @@ class FeatureStore:
                     add(column)
             if "content" in self.items:
                 add(match.content_similarity(self._contents[name], self.items["content"][item], ends, lengths))
+        if "content" in self.users and "content" in self.items:
+            add(match.cosine(self.users["content"][user], self.items["content"][item]))
 
     def entity_keys(
         self,
@@ -360,6 +363,7 @@ def numbers(users: Columns, items: Columns, behaviours: Iterable[str], recipe: R
             for behaviour in behaviours
             for name in match.names(behaviour, recipe.attributes, "content" in items)
         ),
+        *([Number("content_similarity", "cross")] if "content" in users and "content" in items else []),
     )
 
 
