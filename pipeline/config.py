@@ -88,6 +88,10 @@ class Contract:
     positive: str = "click"
     maximum_rejected: float = 0.05
 
+    def __post_init__(self) -> None:
+        if self.positive not in self.tasks:
+            raise ValueError(f"positive {self.positive!r} is not among the tasks {', '.join(self.tasks)}")
+
 
 @dataclass(frozen=True, config=STRICT)
 class Split:

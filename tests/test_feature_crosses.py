@@ -38,7 +38,7 @@ def chosen(
     times = np.arange(len(labels), dtype=np.int64)
     fields = {name: FIELDS[name] for name in codes}
     return crosses.fit(
-        settings, fields, VALUES, codes.__getitem__, times, labels, admit_after=admit_after, evict_before=0
+        settings, fields, VALUES, codes.__getitem__, times, labels, [], admit_after=admit_after, evict_before=0
     )
 
 
@@ -97,6 +97,19 @@ def test_no_interaction_is_left_of_what_a_logistic_regression_fits():
     assert crosses.interaction(left, right, labels) == pytest.approx(saturated - additive - free, abs=1e-6)
 
 
+def test_a_pair_that_only_tells_users_apart_has_little_interaction():
+    """Users differ, the pair does not matter, and each of its 400 cells holds two users with 20 rows."""
+    random = np.random.default_rng(5)
+    user = np.repeat(np.arange(800), 20)
+    left, right = (random.permutation(np.repeat(np.arange(20), 40))[user] for _ in range(2))
+    labels = (random.random(len(user)) < random.beta(2, 2, 800)[user]).astype(int)
+    naive, found = (crosses.interaction(left, right, labels, groups) for groups in ([], [user]))
+    assert naive > 0.02
+    assert abs(found) < 0.25 * naive
+    strangers = random.permutation(len(user))
+    assert crosses.interaction(left, right, labels, [strangers]) == pytest.approx(naive, abs=1e-3)
+
+
 def test_the_interacting_pair_is_chosen_not_the_strong_parts():
     """Gender and hour each matter much, gender with category together, authors have many cells and say nothing."""
     random = np.random.default_rng(1)
@@ -138,7 +151,7 @@ def test_admission_by_hand():
     fields = {name: FIELDS[name] for name in codes}
     settings = Crosses(pairs=("gender*age",))
     found = crosses.fit(
-        settings, fields, VALUES, codes.__getitem__, times, np.arange(8) % 2, admit_after=2, evict_before=3
+        settings, fields, VALUES, codes.__getitem__, times, np.arange(8) % 2, [], admit_after=2, evict_before=3
     )
     (vocabulary,) = found.vocabularies
     assert vocabulary.table.select("value", "code", "count", "last_seen").rows() == [("1 * 2", 1, 2, 8)]

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from models.schema import Field, Schema, Sequence
 from pipeline import config
-from pipeline.features import crosses, identity, numeric, pairs, statistics
+from pipeline.features import crosses, identity, indexes, numeric, pairs, statistics
 from pipeline.features.identity import Vocabulary
 from pipeline.features.sequences import GAPS
 from pipeline.features.split import check_future, future_sample, single_feature_aucs, slice_of, slices
@@ -101,6 +101,8 @@ def build(
     for name, task in features.behaviours.items():
         _write(behaviour(tables, task), out / f"behaviour_{name}.parquet")
 
+    liked = log.filter(pl.col("time") < bounds["validation"], pl.col(contract.positive) > 0)["item"]
+    indexes.write(tables.items, np.bincount(liked.to_numpy(), minlength=tables.items.height), out)
     store = _store(out, log, (*fields, *chosen.fields), tables.domains, features, contract, bounds)
     store, leak = _write_log(store, log, out)
     (out / "schema.json").write_text(store.schema.to_json() + "\n")

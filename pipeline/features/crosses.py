@@ -6,12 +6,15 @@ of the two values' FIDs. How much a pair (a, b) adds is its mutual information w
 gives that weighs a and b apart (the log-linear one without three-way interaction): KL of the one from the other
 (Amari, "Information geometry on hierarchy of probability distributions", 2001). Unlike I(ab; y) − I(a; y) − I(b; y)
 that is 0 for two strong columns that do not interact. It is taken without the bias that comes with the number of
-cells (Miller, "Note on the bias of information estimates", 1955), else a pair would win by being rare.
+cells (Miller, "Note on the bias of information estimates", 1955), else a pair would win by being rare; and that bias
+is as many times greater as rows of one user or one item are alike (Rao & Scott, "On chi-squared tests for multiway
+contingency tables with cell proportions estimated from survey data", Annals of Statistics 1984), else it would win by
+telling users apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -145,6 +148,7 @@ def choose(
         codes,
         train["time"].to_numpy(),
         (train[positive] > 0).to_numpy().astype(np.int64),
+        [train["user"].to_numpy(), train["item"].to_numpy()],
         admit_after=settings.admit_after,
         evict_before=validation - round(settings.evict_days * DAY),
     )
@@ -157,11 +161,12 @@ def fit(
     codes: Callable[[str], Codes],
     times: Integers,
     labels: Labels,
+    groups: Sequence[Codes],
     *,
     admit_after: int,
     evict_before: int,
 ) -> Crosses:
-    """`choose` on the codes (N,) of each field, times (N,) in µs and 0/1 labels (N,) of training rows."""
+    """`choose` on the codes (N,) of each field, times (N,) in µs, 0/1 labels (N,) and groups (N,) of training rows."""
     names = candidates(settings, fields)
     cells = {}
     judged = []
@@ -169,7 +174,7 @@ def fit(
         left, _, right = name.partition(CROSS)
         cells[name] = counted = _cells(codes(left), codes(right), times)
         kept = counted.admitted(admit_after, evict_before)
-        judged.append({"field": name, **_judge(counted, kept, codes(left), codes(right), labels)})
+        judged.append({"field": name, **_judge(counted, kept, codes(left), codes(right), labels, groups)})
     listed = pl.col("field").is_in(list(settings.pairs))
     best = (pl.col("interaction").rank("ordinal", descending=True).over(listed) <= settings.keep) & (
         pl.col("interaction") > 0
@@ -234,10 +239,11 @@ def information(cells: Codes, labels: Labels) -> float:
     return float(found - (len(shown) - 1) * (classes - 1) / (2 * total))
 
 
-def interaction(left: Codes, right: Codes, labels: Labels) -> float:
+def interaction(left: Codes, right: Codes, labels: Labels, groups: Iterable[Codes] = ()) -> float:
     """What the pairs of N rows tell of their 0/1 labels beyond the two parts' own effects, in nats, less its bias.
 
-    The model without interaction is fitted by iterative proportional fitting (Deming & Stephan, 1940).
+    The model without interaction is fitted by iterative proportional fitting (Deming & Stephan, 1940). Rows with the
+    same number in one of the `groups` (N,), such as a user's, are not taken for independent.
     """
     pairs, cell = np.unique(left.astype(np.int64) << 32 | right, return_inverse=True)
     sides = [np.unique(part, return_inverse=True)[1] for part in (pairs >> 32, pairs & LOW)]
@@ -257,8 +263,18 @@ def interaction(left: Codes, right: Codes, labels: Labels) -> float:
             break
     some = found > 0
     beyond = (found[some] * np.log(found[some] / expected[some])).sum()
-    free = len(pairs) - sum(int(side.max()) + 1 for side in sides) + 1
-    return float((beyond - max(free, 0) / 2) / len(labels))
+    free = max(len(pairs) - sum(int(side.max()) + 1 for side in sides) + 1, 0)
+    effect = max([1.0, *(_design_effect(cell, group, labels, expected[1] / shown) for group in groups)])
+    return float((beyond - effect * free / 2) / len(labels))
+
+
+def _design_effect(cell: Integers, group: Codes, labels: Labels, rates: npt.NDArray[np.float64]) -> float:
+    """How many times greater the variance of the cells' sums of labels is than that of independent rows with these
+    rates (cells,), if rows of one group are alike."""
+    errors = labels - rates[cell]
+    together = np.unique(cell << 32 | group, return_inverse=True)[1]
+    independent = (rates * (1 - rates))[cell].sum()
+    return float((np.bincount(together, errors) ** 2).sum() / independent) if independent > 0 else 1.0
 
 
 @dataclass(frozen=True)
@@ -286,13 +302,18 @@ def _cells(left: Codes, right: Codes, times: Integers) -> _Cells:
 
 
 def _judge(
-    cells: _Cells, admitted: npt.NDArray[np.bool_], left: Codes, right: Codes, labels: Labels
+    cells: _Cells,
+    admitted: npt.NDArray[np.bool_],
+    left: Codes,
+    right: Codes,
+    labels: Labels,
+    groups: Iterable[Codes],
 ) -> dict[str, float]:
     """Measured on the rows where the cross says anything, then times their share."""
     rows = np.append(admitted, [False])[cells.place]
     told = {"information": cells.place[rows], "left": left[rows], "right": right[rows]}
     measured = {name: information(part, labels[rows]) for name, part in told.items()}
-    measured["interaction"] = interaction(left[rows], right[rows], labels[rows])
+    measured["interaction"] = interaction(left[rows], right[rows], labels[rows], [group[rows] for group in groups])
     share = float(rows.mean()) if len(rows) else 0.0
     return {"pairs": int(admitted.sum()), "share": share} | {name: share * value for name, value in measured.items()}
 
