@@ -177,41 +177,54 @@ class TemporalInterest(nn.Module):
         return segment_sum(weights[:, None] * paired, row, rows)
 
 
-class Search(nn.Module):
+class HardSearch(nn.Module):
     """SIM's general search unit (Pi et al., Search-based User Interest Modeling with Lifelong Sequential Behavior
-    Data, CIKM 2020, §3.2): at most `keep` events of each row, chosen for the candidate, go on to the encoder that
-    `then` makes, one that does not mind their order.
+    Data, CIKM 2020, §3.2) by category: each row's newest `keep` events of the candidate's `category`, one of the
+    sequence's fields, go on to the encoder that `then` makes.
 
-    The hard search takes the newest events of the candidate's `category`, one of the sequence's fields; embeddings
-    are equal where codes are. The soft search, of a sequence without such a field, takes those with the greatest
-    inner product with the candidate.
+    They are found by their codes, before anything is embedded, so that a history may be long.
     """
 
     def __init__(
-        self,
-        width: int,
-        sequence: Sequence,
-        *,
-        keep: int = 50,
-        category: str | None = None,
-        then: Factory = ActivationUnit,
+        self, width: int, sequence: Sequence, *, category: str, keep: int = 50, then: Factory = ActivationUnit
     ) -> None:
         super().__init__()
         self.keep = min(keep, sequence.length)
-        each = width // len(sequence.fields)
-        self.category = [i for i in range(width) if sequence.fields[i // each] == category]
+        self.column = sequence.fields.index(category)
         self.encoder = then(width, sequence)
 
-    @torch.no_grad()
-    def scores(
-        self, query: Float[Tensor, "B D"], events: Float[Tensor, "S D"], row: Int[Tensor, " S"]
-    ) -> Float[Tensor, " S"]:
-        """The higher, the more wanted; −∞ is not wanted at all."""
-        if not self.category:
-            return (query.index_select(0, row) * events).sum(dim=1)
-        same = (query[:, self.category].index_select(0, row) == events[:, self.category]).all(dim=1)
-        age = torch.arange(len(row), device=row.device, dtype=torch.float64)
-        return age.where(same, -math.inf)
+    def find(
+        self, query: Int[Tensor, "B F"], events: Int[Tensor, "S F"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
+    ) -> tuple[Int[Tensor, "kept F"], Int[Tensor, " kept"], Int[Tensor, " kept"]]:
+        """The events, their gaps and rows, from the codes of the candidates and the events.
+
+        A row has `keep` places, so that the shape is known; empty ones belong to a row after the last.
+        """
+        rows = len(query)
+        same = (events[:, self.column] == query[:, self.column].index_select(0, row)).long()
+        count = row.new_zeros(rows).index_add(0, row, same)
+        newer = count.cumsum(0).index_select(0, row) - same.cumsum(0)
+        left = (row + 1) * self.keep - (self.keep - count).clamp(min=0).index_select(0, row) - 1 - newer
+        place = torch.where((same > 0) & (newer < self.keep), left, rows * self.keep)
+        owner = row.new_full((rows * self.keep + 1,), rows).index_copy(0, place, row)[:-1]
+        kept = pad(events, place, rows, self.keep).flatten(0, 1)
+        return kept, pad(gap[:, None], place, rows, self.keep).flatten(), owner
+
+    def forward(
+        self, query: Float[Tensor, "B Q"], events: Float[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
+    ) -> Float[Tensor, "B D"]:
+        """What was found, embedded."""
+        return self.encoder(functional.pad(query, (0, 0, 0, 1)), events, gap, row)[:-1]  # type: ignore[no-any-return]
+
+
+class SoftSearch(nn.Module):
+    """SIM's general search unit by likeness: each row's `keep` events with the greatest inner product with the
+    candidate go on to the encoder that `then` makes, one that does not mind their order."""
+
+    def __init__(self, width: int, sequence: Sequence, *, keep: int = 50, then: Factory = ActivationUnit) -> None:
+        super().__init__()
+        self.keep = min(keep, sequence.length)
+        self.encoder = then(width, sequence)
 
     def forward(
         self, query: Float[Tensor, "B D"], events: Float[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
@@ -219,11 +232,19 @@ class Search(nn.Module):
         """What is kept has `keep` places a row, so that its shape is known; empty ones belong to a row after the last,
         which is thrown away."""
         rows = len(query)
-        scores = self.scores(query, events, row)
-        order = scores.argsort(stable=True)
+        order = (query.index_select(0, row) * events).sum(dim=1).detach().argsort(stable=True)
         order = order[row[order].argsort(stable=True)]
-        place = places(row, rows, self.keep).where(scores[order] > -math.inf, rows * self.keep)
+        place = places(row, rows, self.keep)
         owner = row.new_full((rows * self.keep + 1,), rows).index_copy(0, place, row)[:-1]
         kept = pad(events[order], place, rows, self.keep).flatten(0, 1)
         ages = pad(gap[order, None], place, rows, self.keep).flatten()
         return self.encoder(functional.pad(query, (0, 0, 0, 1)), kept, ages, owner)[:-1]  # type: ignore[no-any-return]
+
+
+def search(
+    width: int, sequence: Sequence, *, category: str = "category", keep: int = 50, then: Factory = ActivationUnit
+) -> nn.Module:
+    """The hard search, or, of a sequence that does not have the field `category`, the soft one."""
+    if category in sequence.fields:
+        return HardSearch(width, sequence, category=category, keep=keep, then=then)
+    return SoftSearch(width, sequence, keep=keep, then=then)

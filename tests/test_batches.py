@@ -102,6 +102,16 @@ def test_batches_come_shuffled_by_seed_and_epoch_or_in_order(store, rows):
     assert [len(batch["domain"]) for batch in in_order(encoder, many, size=25)] == [25, 25, 10]
 
 
+def test_rows_with_long_histories_come_in_smaller_batches(store, rows, monkeypatch):
+    """Histories of 2, 0 and 2 events, over and over: so many events at most, but never no row."""
+    encoder, many = Encoder(store), rows.take(np.arange(9) % 3)
+    for most, sizes in ((5, [3, 3, 3]), (3, [2, 1] * 3), (1, [1] * 9), (100, [7, 2])):
+        monkeypatch.setattr("pipeline.ranking.batches.EVENTS", most)
+        batches = list(in_order(encoder, many, size=7))
+        assert torch.equal(torch.cat([batch["fields"] for batch in batches]), encoder(many)["fields"])
+        assert [len(batch["domain"]) for batch in batches] == sizes
+
+
 @pytest.mark.parametrize("number", [-1, 2])
 def test_an_unknown_domain_is_named_with_the_fix(store, number):
     one = np.ones(1, np.int64)

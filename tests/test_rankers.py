@@ -383,6 +383,28 @@ def test_pepnet_gates_do_not_train_the_embeddings_they_look_at() -> None:
     assert not gradient.any()
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_sim_finds_by_category_before_it_embeds() -> None:
+    """Here by author: events of other authors change nothing, those of the candidate's own do; rows stay apart."""
+    model, rows = lively(build("sim", category="author_id", keep=2)), examples(40)
+    together = model(pack(rows))
+    alone = torch.cat([model(pack([row])) for row in rows])
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-5)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(pack(rows)), together)
+
+    def without(own: bool) -> Tensor:
+        cut = []
+        for row in rows:
+            kept = (row["clicked.fields"][:, 1] == row["fields"][3]) != own
+            cut.append({key: value[kept] if key.startswith("clicked.") else value for key, value in row.items()})
+        return model(pack(cut))
+
+    torch.testing.assert_close(without(own=False), together)
+    assert (without(own=True) - together).abs().max() > 1e-3
+
+
 def test_din_prefers_what_is_like_the_candidate_where_a_mean_cannot() -> None:
     """The label is whether the candidate is among the user's last items: FlatDNN, whose mean of the history meets the
     candidate only in the network, is further from it after the same training."""

@@ -6,8 +6,6 @@ over PLE with two tables is `encoder="tim", tables=2, levels=2, epnet=True, ppne
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -18,14 +16,14 @@ from models.layers import Bank, FieldVectors, Inputs, field_columns, mix
 from models.objective import Criterion
 from models.recurrent import InterestEvolution, InterestMemory
 from models.schema import Schema
-from models.sequences import ActivationUnit, Factory, Pooling, Search, TemporalInterest
+from models.sequences import ActivationUnit, Factory, Pooling, TemporalInterest, search
 
 ENCODERS: dict[str, Factory] = {
     "mean": Pooling,
     "din": ActivationUnit,
     "dien": InterestEvolution,
     "mimn": InterestMemory,
-    "sim": partial(Search, category="category"),
+    "sim": search,
     "tim": TemporalInterest,
 }
 

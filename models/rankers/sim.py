@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models.layers import Inputs, mlp
 from models.schema import Schema
-from models.sequences import ActivationUnit, Search
+from models.sequences import ActivationUnit, search
 
 
 class SIM(nn.Module):
@@ -35,8 +35,8 @@ class SIM(nn.Module):
     ) -> None:
         super().__init__()
         exact = partial(ActivationUnit, hidden=attention)
-        search = partial(Search, keep=keep, category=category, then=exact)
-        self.inputs = Inputs(schema, width, dropout=dropout, encoder=search)
+        found = partial(search, keep=keep, category=category, then=exact)
+        self.inputs = Inputs(schema, width, dropout=dropout, encoder=found)
         self.net = mlp(self.inputs.width, *hidden, len(schema.labels))
 
     def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "B T"]:

@@ -17,6 +17,7 @@ from pipeline.features.store import Columns, FeatureStore, Rows
 
 Batch = dict[str, Tensor]
 MINUTE = 60_000_000
+EVENTS = 2_000_000
 
 
 class Encoder:
@@ -107,8 +108,15 @@ def shuffled(
 
 
 def in_order(encoder: Encoder, rows: Rows, *, size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
-    for index in torch.arange(len(rows)).split(size):
-        yield to_device(encoder(rows, index), device)
+    """Batches of `size` rows, or of fewer where these would have more than `EVENTS` events, in the rows' order."""
+    events = np.cumsum(sum(rows.lengths.values(), np.zeros(len(rows), np.int64)))
+    begin = 0
+    while begin < len(rows):
+        before = events[begin - 1] if begin else 0
+        fitting = int(np.searchsorted(events, before + EVENTS, side="right"))
+        end = max(begin + 1, min(begin + size, fitting, len(rows)))
+        yield to_device(encoder(rows, torch.arange(begin, end)), device)
+        begin = end
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
