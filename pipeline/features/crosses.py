@@ -54,6 +54,8 @@ CODES = {"field": pl.String, "left": pl.Int32, "right": pl.Int32, "code": pl.Int
 class Crosses:
     """What was chosen: `fields`, their `vocabularies`, and `codes`: field, left, right (codes of the parts), code.
 
+    `sizes` are those of the fields that can be crossed.
+
     `judged` has a row for each candidate, the most informative first: field, chosen, pairs (admitted ones), share (of
     the rows, that have one), and in nats an impression, over these rows, information, left, right (of the parts) and
     interaction.
@@ -62,6 +64,7 @@ class Crosses:
     fields: tuple[Field, ...]
     vocabularies: tuple[Vocabulary, ...]
     codes: pl.DataFrame
+    sizes: dict[str, int]
     judged: pl.DataFrame
 
     def extend(self, side: Literal["user", "item"], table: pl.DataFrame) -> pl.DataFrame:
@@ -69,7 +72,9 @@ class Crosses:
         for field in self.fields:
             if field.role == side:
                 own = self.codes.filter(field=field.name)
-                pair = Pair.of(field.name, *(own[column].to_numpy() for column in ("left", "right", "code")))
+                pair = Pair.of(
+                    field.name, self.sizes, *(own[column].to_numpy() for column in ("left", "right", "code"))
+                )
                 codes = pair.encode(*(table[f"code_{name}"].to_numpy() for name in (pair.left, pair.right)))
                 table = table.with_columns(pl.Series(f"code_{field.name}", codes))
         return table
@@ -191,6 +196,7 @@ def fit(
         ),
         vocabularies=tuple(vocabulary for vocabulary, _ in made),
         codes=pl.concat([pl.DataFrame(schema=CODES), *(table for _, table in made)]),
+        sizes={name: field.size for name, field in fields.items()},
         judged=table,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
+from scipy.sparse import csr_array
 
 from models.schema import Schema
-from pipeline.features.timeline import Integers
 
 FILE = "cross_codes.parquet"
 CROSS = "*"
@@ -20,39 +20,30 @@ CROSS = "*"
 Codes = npt.NDArray[np.integer[Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pair:
-    """The field `left*right`: `keys` (P,) are the admitted pairs of codes, the left one above the right one's 32 bits,
-    ascending, and `codes` (P,) are their codes."""
+    """The field `left*right`: `codes` (left's size, right's size) has the code of each admitted pair of codes."""
 
     left: str
     right: str
-    keys: Integers
-    codes: npt.NDArray[np.int32]
+    codes: csr_array
 
     @property
     def name(self) -> str:
         return f"{self.left}{CROSS}{self.right}"
 
     @classmethod
-    def of(cls, name: str, left: Codes, right: Codes, codes: npt.NDArray[np.int32]) -> Pair:
-        """From the admitted pairs (P,) in any order."""
-        keys = _keys(left, right)
-        order = np.argsort(keys)
+    def of(cls, name: str, sizes: Mapping[str, int], left: Codes, right: Codes, codes: npt.NDArray[np.int32]) -> Pair:
+        """From the admitted pairs (P,) in any order, and the sizes of the fields."""
         first, _, second = name.partition(CROSS)
-        return cls(first, second, keys[order], codes[order])
+        return cls(first, second, csr_array((codes, (left, right)), shape=(sizes[first], sizes[second])))
 
     def encode(self, left: Codes, right: Codes) -> npt.NDArray[np.int32]:
         """The codes (N,) of pairs of codes; 0 for a pair that was not admitted."""
-        if not len(self.keys):
-            return np.zeros(len(left), np.int32)
-        asked = _keys(left, right)
-        places = np.minimum(np.searchsorted(self.keys, asked), len(self.keys) - 1)
-        return np.where(self.keys[places] == asked, self.codes[places], np.int32(0))
-
-
-def _keys(left: Codes, right: Codes) -> Integers:
-    return left.astype(np.int64) << 32 | right
+        if not len(left):
+            return np.zeros(0, np.int32)
+        codes: npt.NDArray[np.int32] = self.codes[left, right]
+        return codes
 
 
 def read(folder: Path, schema: Schema) -> tuple[Pair, ...]:
@@ -62,8 +53,11 @@ def read(folder: Path, schema: Schema) -> tuple[Pair, ...]:
         return ()
     table = pq.read_table(folder / FILE)
     columns = [table[column].to_numpy() for column in ("left", "right", "code")]
+    sizes = {field.name: field.size for field in schema.fields}
     owns = (table["field"].to_numpy() == name for name in crosses)
-    return tuple(Pair.of(name, *(column[own] for column in columns)) for name, own in zip(crosses, owns, strict=True))
+    return tuple(
+        Pair.of(name, sizes, *(column[own] for column in columns)) for name, own in zip(crosses, owns, strict=True)
+    )
 
 
 def crossed(
