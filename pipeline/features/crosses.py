@@ -54,10 +54,9 @@ CODES = {"field": pl.String, "left": pl.Int32, "right": pl.Int32, "code": pl.Int
 class Crosses:
     """What was chosen: `fields`, their `vocabularies`, and `codes`: field, left, right (codes of the parts), code.
 
-    `sizes` are those of the fields that can be crossed.
-
-    `judged` has a row for each candidate, the most informative first: field, chosen, pairs (admitted ones), share (of
-    the rows, that have one), and in nats an impression, over these rows, information, left, right (of the parts) and
+    `sizes` are those of the fields that can be crossed. `judged` has a row for each candidate, the most informative
+    first: field, chosen, pairs (admitted ones), share (of the rows, that have one), and in nats an impression, over
+    these rows, information, left, right (of the parts) and
     interaction.
     """
 
@@ -173,13 +172,12 @@ def fit(
 ) -> Crosses:
     """`choose` on the codes (N,) of each field, times (N,) in µs, 0/1 labels (N,) and groups (N,) of training rows."""
     names = candidates(settings, fields)
-    cells = {}
     judged = []
     for name in progress(names, "crosses"):
-        left, _, right = name.partition(CROSS)
-        cells[name] = counted = _cells(codes(left), codes(right), times)
-        kept = counted.admitted(admit_after, evict_before)
-        judged.append({"field": name, **_judge(counted, kept, codes(left), codes(right), labels, groups)})
+        left, right = (codes(part) for part in name.split(CROSS))
+        cells = _cells(left, right, times)
+        kept = cells.admitted(admit_after, evict_before)
+        judged.append({"field": name, **_judge(cells, kept, left, right, labels, groups)})
     listed = pl.col("field").is_in(list(settings.pairs))
     best = (pl.col("interaction").rank("ordinal", descending=True).over(listed) <= settings.keep) & (
         pl.col("interaction") > 0
@@ -188,7 +186,11 @@ def fit(
     table = table.sort("interaction", "field", descending=[True, False])
     chosen = [name for name in names if name in set(table.filter("chosen")["field"])]
     identity.check_slots([*fields, *chosen])
-    made = [_vocabulary(name, cells[name], values, admit_after, evict_before) for name in chosen]
+    made = []
+    for name in chosen:
+        left, right = (codes(part) for part in name.split(CROSS))
+        cells = _cells(left, right, times)
+        made.append(_vocabulary(name, cells, values, admit_after, evict_before))
     return Crosses(
         fields=tuple(
             Field(name, vocabulary.size, _role(name, fields))
