@@ -102,6 +102,11 @@ def test_batches_come_shuffled_by_seed_and_epoch_or_in_order(store, rows):
     assert [len(batch["domain"]) for batch in in_order(encoder, many, size=25)] == [25, 25, 10]
 
 
+def test_no_rows_are_scored_as_one_batch(store, rows):
+    (batch,) = in_order(Encoder(store), rows.take(slice(0, 0)), size=7)
+    assert batch["fields"].shape == (0, 4)
+
+
 def test_rows_with_long_histories_come_in_smaller_batches(store, rows, monkeypatch):
     """Histories of 2, 0 and 2 events, over and over: so many events at most, but never no row."""
     encoder, many = Encoder(store), rows.take(np.arange(9) % 3)

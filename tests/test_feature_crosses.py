@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 from event_tables import CONTRACT, FEATURES, write_events
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.schema import Field
@@ -55,6 +55,7 @@ def test_information_on_paper():
     assert crosses.information(np.empty(0, int), np.empty(0, int)) == 0
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 1)), min_size=1, max_size=60))
 def test_information_against_a_loop(rows):
     cells, labels = map(Counter, zip(*rows, strict=True))
@@ -171,6 +172,7 @@ def test_fids_of_pairs():
     assert len(np.unique(many)) == 1_000_000
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 299)), unique=True, max_size=20), st.data())
 def test_a_pair_is_a_dictionary(admitted, data):
     codes = {pair: number + 1 for number, pair in enumerate(admitted)}

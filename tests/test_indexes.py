@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 from event_tables import CONTRACT, FEATURES, write_events
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Split
@@ -86,6 +86,7 @@ def test_no_items_at_all(tmp_path):
 texts = st.text(alphabet="aé€𝄞z*", max_size=2)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.lists(texts, max_size=3) | st.none(), texts | st.none(), st.integers(0, 2)), max_size=25))
 def test_against_a_loop(rows):
     table = pl.DataFrame(

@@ -108,15 +108,17 @@ def shuffled(
 
 
 def in_order(encoder: Encoder, rows: Rows, *, size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
-    """Batches of `size` rows, or of fewer where these would have more than `EVENTS` events, in the rows' order."""
+    """Batches of `size` rows, or of fewer where these would have more than `EVENTS` events, in the rows' order;
+    one without rows if there is none."""
     events = np.cumsum(sum(rows.lengths.values(), np.zeros(len(rows), np.int64)))
-    begin = 0
-    while begin < len(rows):
+    ends = [0]
+    while ends[-1] < len(rows):
+        begin = ends[-1]
         before = events[begin - 1] if begin else 0
         fitting = int(np.searchsorted(events, before + EVENTS, side="right"))
-        end = max(begin + 1, min(begin + size, fitting, len(rows)))
-        yield to_device(encoder(rows, torch.arange(begin, end)), device)
-        begin = end
+        ends.append(min(max(begin + 1, min(begin + size, fitting)), len(rows)))
+    for index in torch.arange(len(rows)).tensor_split(ends[1:-1]):
+        yield to_device(encoder(rows, index), device)
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
