@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from pipeline.lake import InputError
 
@@ -58,6 +59,34 @@ def run(config: ConfigFile, overrides: Overrides = None) -> None:
     report.terminal(summary["folders"])
     seconds = time.perf_counter() - begun
     print(f"done: report {summary['report']} · MLflow run {summary['run']} · {seconds:.0f} s")
+
+
+@app.command()
+def features(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    explain: Annotated[
+        tuple[str, str, str] | None,
+        typer.Option(metavar="USER ITEM TIME", help="Show one row's features and the events they were computed from."),
+    ] = None,
+    domain: Annotated[str, typer.Option(help="The explained row's domain; the log's own by default.")] = "",
+) -> None:
+    """Make the events and the features, and nothing after them; explain a row of them."""
+    from flows.servers import prefect_home
+    from pipeline.config import load
+    from pipeline.features import explain as explaining
+
+    moment = explaining.moment(explain[2]) if explain else 0
+    prefect_home(Path(load(config, overrides or []).folder))
+    from flows.features import features_only
+    from pipeline.features.store import FeatureStore
+
+    made = features_only(str(config), overrides or [])
+    if explain:
+        store = FeatureStore.open(made["features"])
+        explaining.terminal(explaining.explain(store, made["events"], *explain[:2], moment, domain), store)
+        return
+    _print_features(**made)
 
 
 @app.command()
@@ -167,6 +196,18 @@ def zoo(
     from flows.zoo import zoo as compete
 
     compete(str(config), overrides or [], chosen)
+
+
+def _print_features(events: Path, features: Path, logged: dict[str, float], made: dict[str, float]) -> None:
+    """What the features flow came to: a line for the events and one for the features."""
+    table = Table("rows", "days", "users", "items", "fields", "numbers", "folder", width=100)
+    days = (logged["last_time"] - logged["first_time"]) / 86_400e6
+    counts = (f"{logged[name]:,}" for name in ("users", "items"))
+    table.add_row(f"{logged['events']:,}", f"{days:.1f}", *counts, "", "", str(events))
+    rows = sum(made[f"rows_{name}"] for name in ("train", "validation", "test"))
+    counts = (f"{made[name]:,}" for name in ("users", "items", "fields", "numbers"))
+    table.add_row(f"{rows:,}", "", *counts, str(features))
+    Console(width=100, highlight=False).print(table)
 
 
 def _until_interrupted() -> None:

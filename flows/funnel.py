@@ -15,6 +15,7 @@ from pipeline import config as configuration
 from pipeline import lake, tracking
 from pipeline.evaluation import funnel as evaluation
 from pipeline.evaluation import report
+from pipeline.recall import candidates
 
 LATEST = "latest.json"
 
@@ -31,6 +32,7 @@ def funnel(config: str = "flows/configs/small.toml", overrides: list[str] | None
     also written to `latest.json` of the run's folder.
     """
     settings = configuration.load(Path(config), overrides or [])
+    candidates.check(settings.recall)
     resolved = settings.to_dict()
     folder = Path(resolved.pop("folder"))
     with lake.explain_full_disk(folder), tracking.start(folder, settings.name) as run:
@@ -38,7 +40,7 @@ def funnel(config: str = "flows/configs/small.toml", overrides: list[str] | None
         run.parameters(resolved)
 
         events, made = features(settings, run)
-        tower, validation, test = recall(settings, made, run)
+        routes, validation, test = recall(settings, made, run)
         coarse, fine, ranked = rank(settings, made, validation, test, run)
         judged = keep_or_make(
             evaluate_funnel,
@@ -61,18 +63,18 @@ def funnel(config: str = "flows/configs/small.toml", overrides: list[str] | None
         run.data(events, data)
         run.log(metrics)
         run.artefacts([page / "report.html", *sorted(judged.glob("*.png"))])
-        for name, model in {"two-tower": tower, "coarse": coarse, "fine": fine}.items():
+        for name, model in {**routes, "coarse": coarse, "fine": fine}.items():
             made_from = lake.read_manifest(model)["fingerprint"]
             register_model(
                 run,
-                f"recfunnel-{name}",
+                f"recfunnel-{name.replace('_', '-')}",
                 model,
                 fingerprint=made_from,
                 data=data,
                 value=metrics[f"final_ndcg_{max(settings.evaluation.cutoffs)}"],
             )
 
-    models = {"two_tower": tower, "recall_validation": validation, "coarse": coarse, "fine": fine}
+    models = {**routes, "recall_validation": validation, "coarse": coarse, "fine": fine}
     summary = {"run": run.id, "report": page / "report.html", "folders": {**folders, **models}}
     lake.write_json(settings.root / LATEST, summary)
     return summary

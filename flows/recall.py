@@ -8,38 +8,42 @@ from prefect import Task, flow
 
 from flows.stages import keep_or_make
 from pipeline.config import Config
-from pipeline.recall import candidates, two_tower
+from pipeline.recall import candidates
 from pipeline.tracking import Run
 
-train_two_tower = Task(two_tower.train, name="train two-tower")
 recall_candidates = Task(candidates.recall, name="recall candidates")
 
 
 @flow(name="recall")
-def recall(config: Config, features: Path, run: Run) -> tuple[Path, Path, Path]:
-    """Train the two-tower, then recall twice. Returns its folder and those of the validation and test candidates."""
-    tower = keep_or_make(
-        train_two_tower,
-        "two_tower",
-        features,
-        root=config.root,
-        run=run,
-        trains=True,
-        settings=config.recall.two_tower,
-        positive=config.contract.positive,
-        seed=config.seed,
-    )
+def recall(config: Config, features: Path, run: Run) -> tuple[dict[str, Path], Path, Path]:
+    """Train the routes that have a model, then recall twice. Returns the models' folders by route, and those of the
+    validation and test candidates."""
+    settings, positive = config.recall, config.contract.positive
+    models = {
+        route: keep_or_make(
+            Task(candidates.ROUTES[route].train, name=f"train {route}"),
+            route,
+            features,
+            root=config.root,
+            run=run,
+            trains=True,
+            positive=positive,
+            seed=config.seed,
+            **candidates.options(settings, route, "train"),
+        )
+        for route in candidates.trained(settings)
+    }
     validation, test = (
         keep_or_make(
             recall_candidates,
             f"recall_{moment}",
             features,
-            tower,
+            models,
             root=config.root,
             run=run,
             moment=moment,
-            settings=config.recall,
-            positive=config.contract.positive,
+            settings=settings,
+            positive=positive,
             tasks=config.contract.tasks,
             requests=requests,
         )
@@ -48,4 +52,4 @@ def recall(config: Config, features: Path, run: Run) -> tuple[Path, Path, Path]:
             ("test", config.evaluation.requests),
         )
     )
-    return tower, validation, test
+    return models, validation, test

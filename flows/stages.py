@@ -34,6 +34,7 @@ def keep_or_make(
     run: Run,
     reads: Sequence[Path] = (),
     tell: Sequence[str] = (),
+    beside: dict[str, Any] | None = None,
     trains: bool = False,
     **settings: Any,
 ) -> Path:
@@ -41,7 +42,8 @@ def keep_or_make(
 
     The fingerprint covers the inputs, the raw files in `reads`, the settings and the code the task reaches. What the
     task returns, and the epochs it logs when it `trains`, is kept beside its output: a kept stage reports the same
-    numbers as one just made. The metrics named in `tell` are printed.
+    numbers as one just made. The metrics named in `tell` are printed. What is passed in `beside` does not change the
+    output.
     """
     folders = [folder for one in inputs for folder in (one.values() if isinstance(one, dict) else [one])]
     fingerprint = lake.fingerprint(task.fn, inputs=(*folders, *reads), **settings)
@@ -55,7 +57,7 @@ def keep_or_make(
             epochs: list[dict[str, Any]] = []
             told = {"log": lambda metrics, step: epochs.append({"step": step, "metrics": metrics})} if trains else {}
             with stage.writing() as out:
-                returned = task(*inputs, out=out, **settings, **told)
+                returned = task(*inputs, out=out, **settings, **(beside or {}), **told)
                 metrics = returned if isinstance(returned, dict) else {}
                 lake.write_json(out / RETURNED, {"metrics": metrics, "epochs": epochs})
         seconds = time.perf_counter() - begun
@@ -63,7 +65,7 @@ def keep_or_make(
         for epoch in returned["epochs"]:
             child.log(epoch["metrics"], epoch["step"])
         child.log({**returned["metrics"], "seconds": seconds})
-        child.artefacts(sorted(stage.path.glob("*.png")))
+        child.artefacts(sorted(path for kind in ("*.png", "*.html") for path in stage.path.glob(kind)))
     _say(name, None if kept else seconds, {key: returned["metrics"][key] for key in tell})
     return stage.path
 

@@ -24,6 +24,8 @@ from pipeline import config as configuration
 from pipeline import tracking
 from pipeline.config import Config, Fine
 from pipeline.evaluation import impressions, leaderboard, plots, truth
+from pipeline.features.store import FeatureStore
+from pipeline.ranking import chain
 
 judge_ranker = Task(leaderboard.contest, name="judge ranker")
 
@@ -65,7 +67,9 @@ def zoo(config: str, overrides: list[str], models: list[str]) -> dict[str, Any]:
                 traceback.print_exception(error)
         if not results:
             raise RuntimeError(f"no ranker could be trained: {', '.join(failed)}")
-        bounds = {"popularity": impressions.popularity_auc(made, positive)}
+        store = FeatureStore.open(made)
+        shown = pl.DataFrame(chain.impressions(store, store.log("test"), "test", store.schema.labels))
+        bounds = {"popularity": impressions.popularity_auc(shown, positive)}
         if truth.is_known(events):
             begin = json.loads((made / "slices.json").read_text())["test"]
             bounds["oracle"] = truth.oracle_auc(events, begin, positive)

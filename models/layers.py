@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.encodings import Encodings
 from models.schema import Role, Schema
-from models.sequences import Factory, HardSearch, Pooling, segment_sum
+from models.sequences import Factory, HardSearch, LongAndShort, Pooling, segment_sum
 
 CLIP = 5.0
 
@@ -102,7 +102,7 @@ class Histories(nn.Module):
         """The batch with no more events than the encoders want, if they can tell by their codes; `candidates` are the
         codes of the candidate as an event of each sequence."""
         for name, encoder, candidate in zip(self.names, self.encoders, candidates, strict=True):
-            if isinstance(encoder, HardSearch):
+            if isinstance(encoder, HardSearch | LongAndShort):
                 keys = [f"{name}.fields", f"{name}.gap", f"{name}.row"]
                 found = encoder.find(candidate, *(batch[key] for key in keys))
                 batch = {**batch, **dict(zip(keys, found, strict=True))}

@@ -66,6 +66,8 @@ class Schema:
     * for each sequence `s`, packed over its S events, rows in order, old to new within a row:
       `s.fields` (S, F_s) int64 rows of the fused table, `s.gap` (S,) int64, `s.row` (S,) int64 in 0 … B-1;
     * `content` (B, `content`) float32, the items' content vectors, if `encodings` or a model asks for them.
+
+    `durations` are what the log knows the seconds of; a label of one of these names is no 0/1 but seconds.
     """
 
     fields: tuple[Field, ...]
@@ -75,6 +77,7 @@ class Schema:
     domains: tuple[str, ...]
     encodings: tuple[Encoding, ...] = ()
     content: int = 0
+    durations: tuple[str, ...] = ()
 
     @property
     def offsets(self) -> tuple[int, ...]:
@@ -119,4 +122,5 @@ class Schema:
             domains=tuple(raw["domains"]),
             encodings=tuple(Encoding(**encoding) for encoding in raw.get("encodings", ())),
             content=raw.get("content", 0),
+            durations=tuple(raw.get("durations", ())),
         )

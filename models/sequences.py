@@ -71,6 +71,32 @@ def unpad(padded: Shaped[Tensor, "rows length D"], place: Int[Tensor, " S"]) -> 
     return functional.pad(padded.flatten(0, 1), (0, 0, 0, 1)).index_select(0, place)
 
 
+def at_places(
+    place: Int[Tensor, " S"],
+    rows: int,
+    length: int,
+    events: Shaped[Tensor, "S D"],
+    gap: Int[Tensor, " S"],
+    row: Int[Tensor, " S"],
+) -> tuple[Shaped[Tensor, "kept D"], Int[Tensor, " kept"], Int[Tensor, " kept"]]:
+    """The events that have one of `length` places a row, their gaps and rows, in as many as there are places, so that
+    the shape is known. Empty places belong to a row after the last."""
+    owner = row.new_full((rows * length + 1,), rows).index_copy(0, place, row)[:-1]
+    kept = pad(events, place, rows, length).flatten(0, 1)
+    return kept, pad(gap[:, None], place, rows, length).flatten(), owner
+
+
+def encoded(
+    encoder: nn.Module,
+    query: Float[Tensor, "B Q"],
+    events: Float[Tensor, "S D"],
+    gap: Int[Tensor, " S"],
+    row: Int[Tensor, " S"],
+) -> Float[Tensor, "B D"]:
+    """What an encoder makes of events some of which belong to a row after the last (`at_places`)."""
+    return encoder(functional.pad(query, (0, 0, 0, 1)), events, gap, row)[:-1]  # type: ignore[no-any-return]
+
+
 class Pooling(nn.Module):
     """The mean or the sum of a row's events (Covington et al., Deep Neural Networks for YouTube Recommendations,
     RecSys 2016, §3).
@@ -158,21 +184,24 @@ class TemporalInterest(nn.Module):
     """TIN's temporal interest module (Zhou et al., Temporal Interest Network for User Response Prediction, WWW 2024):
     Σ_i α(b̃_i, t̃) · (b̃_i ⊙ t̃) with b̃_i = b_i + p(Δt_i) and t̃ = t + p(0).
 
-    α is the softmax over the history of ⟨b̃_i, t̃⟩ / √D. p begins greater than other embeddings, else the products of
-    two small vectors would take long to say anything.
+    α is the softmax over the history of ⟨b̃_i, t̃⟩ / √D. Row 0 of p is the candidate's own, row 1 + k that of bucket k.
+    p(0) begins at 1, so that what the network first meets is the mean of the history and not the products of two small
+    vectors, which would take long to say anything.
     """
 
     def __init__(self, width: int, sequence: Sequence) -> None:
         super().__init__()
-        self.gap = nn.Embedding(sequence.gaps, width)
-        nn.init.normal_(self.gap.weight, std=1 / math.sqrt(width))
+        self.time = nn.Embedding(1 + sequence.gaps, width)
+        nn.init.normal_(self.time.weight, std=0.01)
+        with torch.no_grad():
+            self.time.weight[0] = 1
 
     def forward(
-        self, query: Float[Tensor, "B D"], events: Float[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
+        self, query: Float[Tensor, "B Q"], events: Float[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
     ) -> Float[Tensor, "B D"]:
         rows, width = query.shape
-        target = (query + self.gap.weight[0]).index_select(0, row)
-        paired = (events + self.gap(gap)) * target
+        target = (query + self.time.weight[0]).index_select(0, row)
+        paired = (events + self.time(1 + gap)) * target
         weights = segment_softmax(paired.sum(dim=1) / math.sqrt(width), row, rows)
         return segment_sum(weights[:, None] * paired, row, rows)
 
@@ -196,25 +225,20 @@ class HardSearch(nn.Module):
     def find(
         self, query: Int[Tensor, "B F"], events: Int[Tensor, "S F"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
     ) -> tuple[Int[Tensor, "kept F"], Int[Tensor, " kept"], Int[Tensor, " kept"]]:
-        """The events, their gaps and rows, from the codes of the candidates and the events.
-
-        A row has `keep` places, so that the shape is known; empty ones belong to a row after the last.
-        """
+        """The events, their gaps and rows, from the codes of the candidates and the events, as `at_places` has them."""
         rows = len(query)
         same = (events[:, self.column] == query[:, self.column].index_select(0, row)).long()
         count = row.new_zeros(rows).index_add(0, row, same)
         newer = count.cumsum(0).index_select(0, row) - same.cumsum(0)
         left = (row + 1) * self.keep - (self.keep - count).clamp(min=0).index_select(0, row) - 1 - newer
         place = torch.where((same > 0) & (newer < self.keep), left, rows * self.keep)
-        owner = row.new_full((rows * self.keep + 1,), rows).index_copy(0, place, row)[:-1]
-        kept = pad(events, place, rows, self.keep).flatten(0, 1)
-        return kept, pad(gap[:, None], place, rows, self.keep).flatten(), owner
+        return at_places(place, rows, self.keep, events, gap, row)
 
     def forward(
         self, query: Float[Tensor, "B Q"], events: Float[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
     ) -> Float[Tensor, "B D"]:
         """What was found, embedded."""
-        return self.encoder(functional.pad(query, (0, 0, 0, 1)), events, gap, row)[:-1]  # type: ignore[no-any-return]
+        return encoded(self.encoder, query, events, gap, row)
 
 
 class SoftSearch(nn.Module):
@@ -229,22 +253,63 @@ class SoftSearch(nn.Module):
     def forward(
         self, query: Float[Tensor, "B D"], events: Float[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
     ) -> Float[Tensor, "B D"]:
-        """What is kept has `keep` places a row, so that its shape is known; empty ones belong to a row after the last,
-        which is thrown away."""
         rows = len(query)
         order = (query.index_select(0, row) * events).sum(dim=1).detach().argsort(stable=True)
         order = order[row[order].argsort(stable=True)]
-        place = places(row, rows, self.keep)
-        owner = row.new_full((rows * self.keep + 1,), rows).index_copy(0, place, row)[:-1]
-        kept = pad(events[order], place, rows, self.keep).flatten(0, 1)
-        ages = pad(gap[order, None], place, rows, self.keep).flatten()
-        return self.encoder(functional.pad(query, (0, 0, 0, 1)), kept, ages, owner)[:-1]  # type: ignore[no-any-return]
+        found = at_places(places(row, rows, self.keep), rows, self.keep, events[order], gap[order], row)
+        return encoded(self.encoder, query, *found)
 
 
-def search(
-    width: int, sequence: Sequence, *, category: str = "category", keep: int = 50, then: Factory = ActivationUnit
-) -> nn.Module:
-    """The hard search, or, of a sequence that does not have the field `category`, the soft one."""
-    if category in sequence.fields:
-        return HardSearch(width, sequence, category=category, keep=keep, then=then)
-    return SoftSearch(width, sequence, keep=keep, then=then)
+class LongAndShort(nn.Module):
+    """SIM's two histories (§3.3 there): what the search finds in all of it, plus what the encoder that `then` makes
+    says of the newest `recent` events, whatever they are.
+
+    The search is the hard one, or, of a sequence that does not have the field `category`, the soft one.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        sequence: Sequence,
+        *,
+        category: str = "category",
+        keep: int = 50,
+        recent: int = 20,
+        then: Factory = ActivationUnit,
+    ) -> None:
+        super().__init__()
+        self.recent = min(recent, sequence.length)
+        self.long: HardSearch | SoftSearch
+        if category in sequence.fields:
+            self.long = HardSearch(width, sequence, category=category, keep=keep, then=then)
+        else:
+            self.long = SoftSearch(width, sequence, keep=keep, then=then)
+        self.short = then(width, sequence)
+
+    def find(
+        self, query: Int[Tensor, "B F"], events: Int[Tensor, "S F"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
+    ) -> tuple[Int[Tensor, "kept F"], Int[Tensor, " kept"], Int[Tensor, " kept"]]:
+        """What the hard search finds and after it the newest events; all events where the search is the soft one."""
+        if isinstance(self.long, SoftSearch):
+            return events, gap, row
+        found = self.long.find(query, events, gap, row)
+        kept, ages, owner = (
+            torch.cat(both) for both in zip(found, self._newest(len(query), events, gap, row), strict=True)
+        )
+        return kept, ages, owner
+
+    def forward(
+        self, query: Float[Tensor, "B D"], events: Float[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
+    ) -> Float[Tensor, "B D"]:
+        """From what was found, embedded."""
+        if isinstance(self.long, SoftSearch):
+            newest = self._newest(len(query), events, gap, row)
+            return self.long(query, events, gap, row) + encoded(self.short, query, *newest)  # type: ignore[no-any-return]
+        cut = len(query) * self.long.keep
+        long = self.long(query, events[:cut], gap[:cut], row[:cut])
+        return long + encoded(self.short, query, events[cut:], gap[cut:], row[cut:])  # type: ignore[no-any-return]
+
+    def _newest(
+        self, rows: int, events: Shaped[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return at_places(places(row, rows, self.recent), rows, self.recent, events, gap, row)

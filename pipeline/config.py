@@ -82,9 +82,11 @@ Source = Annotated[Simulator | KuaiRand | MappedLog, Discriminator("kind")]
 
 @dataclass(frozen=True, config=STRICT)
 class Contract:
-    """What the log holds: binary label columns in the order of the user's path, and how many bad rows are too many."""
+    """What the log holds: binary label columns in the order of the user's path, columns that say how long something
+    was watched, each with its unit, and how many bad rows are too many."""
 
     tasks: tuple[str, ...] = ("click", "long_view", "like", "convert")
+    durations: dict[str, Literal["s", "ms"]] = field(default_factory=dict)
     positive: str = "click"
     maximum_rejected: float = 0.05
 
@@ -124,6 +126,8 @@ class Features:
     `rates`: tasks whose rate is kept besides the number of impressions.
     `behaviours`: sequence name → the task whose positives make it; the last `length` of them, or as many as `lengths`
     says, such as `{ clicked = 5000 }` for SIM.
+    `parts`: into how many parts the users fall for what is computed user by user; more take less memory.
+    `engine`, `address`: where that is computed, here or on the Ray cluster at the address ("" starts one here).
     """
 
     user: tuple[str, ...] = ("segment", "gender", "age", "place")
@@ -140,33 +144,23 @@ class Features:
     evict_days: PositiveFloat = 30.0
     buckets: PositiveInt = 32
     crosses: Crosses = Crosses()
-
-
-@dataclass(frozen=True, config=STRICT)
-class TwoTower:
-    """R7: hyper-parameters of the model and its training."""
-
-    width: PositiveInt = 32
-    epochs: PositiveInt = 3
-    batch_size: PositiveInt = 256
-    learning_rate: PositiveFloat = 0.003
-    temperature: PositiveFloat = 0.1
-    negatives: NonNegativeInt = 1024
+    parts: PositiveInt = 1
+    engine: Literal["local", "ray"] = "local"
+    address: str = ""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Recall:
-    """Routes in order of priority, how many items each gives, and how many the merge keeps."""
+    """Routes in order of priority, how many items each gives, and how many the merge keeps.
+
+    `options`: route → keywords of its own functions `train` and `fit`, such as `{ hot = { half_life_days = 1.0 } }`.
+    """
 
     routes: tuple[str, ...] = ("two_tower", "item_cf", "hot", "fresh")
     per_route: PositiveInt = 200
     quota: dict[str, PositiveInt] = field(default_factory=dict)
     merged: PositiveInt = 400
-    two_tower: TwoTower = TwoTower()
-    hot_half_life_days: PositiveFloat = 3.0
-    fresh_days: PositiveFloat = 3.0
-    neighbours: PositiveInt = 100
-    index: Literal["flat", "ivf", "hnsw"] = "flat"
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
     exposure_days: PositiveFloat = 7.0
     exposure_error: PositiveFloat = 0.001
 
@@ -189,12 +183,18 @@ class Loss:
     `ranking`: within what a pairwise loss is added, `ranking_weight` times.
     `negative_rate`: the share of negative labels that is trained on; probabilities are corrected for it.
     `repeat_weight`: how much more an item shown again to its user within a day counts, by the logarithm of how often.
+    `watch_time`: the duration of `contract.durations` that is one more output, the expected seconds.
     """
 
     ranking: Literal["none", "user", "domain"] = "none"
     ranking_weight: NonNegativeFloat = 1.0
     negative_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
     repeat_weight: NonNegativeFloat = 0.0
+    watch_time: str = ""
+
+    def __post_init__(self) -> None:
+        if self.watch_time and self.negative_rate < 1:
+            raise ValueError("watch_time needs every impression; leave negative_rate at 1")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -258,6 +258,26 @@ class Zoo:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Quality:
+    """What of a day's data warns and, where a stop is set, ends the run; none of it counts what chance explains.
+
+    `psi`: a feature's population stability index against the training rows.
+    `unknown`: by how much the share of its null or unknown values is above theirs.
+    `vanished`: the share of the training rows whose values a day does not have at all.
+    `rate`: by what part of it a label's rate differs from theirs.
+    """
+
+    warn_psi: PositiveFloat = 0.25
+    warn_unknown: PositiveFloat = 0.1
+    warn_vanished: PositiveFloat = 0.05
+    warn_rate: PositiveFloat = 0.5
+    stop_psi: PositiveFloat | None = None
+    stop_unknown: PositiveFloat | None = None
+    stop_vanished: PositiveFloat | None = None
+    stop_rate: PositiveFloat | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
 class Evaluation:
     """How many requests of the test slice are replayed, the cut-offs, and the bootstrap."""
 
@@ -277,11 +297,21 @@ class Config:
     contract: Contract = Contract()
     split: Split = Split()
     features: Features = Features()
+    quality: Quality = Quality()
     recall: Recall = Recall()
     coarse: Coarse = Coarse()
     fine: Fine = Fine()
     zoo: Zoo = Zoo()
     evaluation: Evaluation = Evaluation()
+
+    def __post_init__(self) -> None:
+        watched, durations = self.fine.loss.watch_time, self.contract.durations
+        if watched and watched not in durations:
+            raise ValueError(
+                f"fine.loss.watch_time: {watched!r} is not in contract.durations ({', '.join(durations) or 'none'})"
+            )
+        if both := [name for name in durations if name in self.contract.tasks]:
+            raise ValueError(f"contract.durations: {both[0]!r} is a task already; a duration is no 0/1 label")
 
     @property
     def root(self) -> Path:

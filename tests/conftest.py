@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 install_import_hook("models", "beartype.beartype")
+settings.register_profile("untimed", deadline=None)  # a busy machine is no error
+settings.load_profile("untimed")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
@@ -25,7 +28,7 @@ TINY = (
     "source.impressions=8000",
     "recall.per_route=60",
     "recall.merged=120",
-    "recall.two_tower.epochs=1",
+    "recall.options.two_tower.epochs=1",
     "coarse.keep=60",
     "coarse.epochs=1",
     "fine.epochs=1",

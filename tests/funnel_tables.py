@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from day_files import read_log, write_log
 
 from models.schema import Field, Schema
 
@@ -119,7 +120,7 @@ def _write_features(folders: Folders, users: int, items: int, random: np.random.
             "like": (click * (random.random(rows) < 0.3)).astype(np.int8),
         }
     )
-    write(log, folders.features / "log.parquet")
+    write_log(log.drop("slice", "item_click_rate_all"), folders.features)
     clicked = log.filter(pl.col("click") == 1).select("user", "item", "domain", "time").sort("user", "time")
     write(clicked, folders.features / "behaviour_clicked.parquet")
     ids = log.select(
@@ -135,12 +136,12 @@ def _write_features(folders: Folders, users: int, items: int, random: np.random.
     predictions = log.with_columns(score_click=pl.Series(score), score_like=pl.Series(score * 0.3)).filter(
         pl.col("slice") == 2
     )
-    write(predictions.drop("slice", "item_click_rate_all"), folders.ranked / "predictions.parquet")
+    write(predictions.drop("slice"), folders.ranked / "predictions.parquet")
 
 
 def _write_recall(folders: Folders, users: int, items: int, random: np.random.Generator) -> None:
     test = START + 6 * DAY
-    log = pl.read_parquet(folders.features / "log.parquet").filter(pl.col("slice") == 2, pl.col("click") == 1)
+    log = read_log(folders.features).filter(pl.col("slice") == 2, pl.col("click") == 1)
     pairs = log.select("user", "domain").unique().sort("user", "domain")
     requests = pairs.with_row_index("request").select(
         "request", "user", "domain", pl.lit(test).alias("time"), pl.lit("test").alias("fold")

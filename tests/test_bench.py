@@ -9,7 +9,7 @@ from pipeline.bench.measure import seconds, show
 TINY = {
     "train": {"rows": 5_000, "batch_size": 1_024},
     "loader": {"rows": 5_000},
-    "features": {"events": 3_000, "keys": 50},
+    "features": {"events": 3_000, "rolling_events": 300, "runs": 1},
     "recall": {"users": 400, "items": 250, "impressions": 8_000},
     "ann": {"vectors": 2_000, "queries": 20, "k": 10},
     "merge": {"requests": 20},

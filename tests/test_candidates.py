@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from day_files import change_log, read_log
 
 from pipeline import config
 from pipeline.features import build
@@ -14,10 +15,11 @@ from pipeline.features.store import FeatureStore
 from pipeline.lake import InputError
 from pipeline.recall import candidates, exposure, two_tower
 from pipeline.recall.merge import snake_merge
+from pipeline.recall.route import Found
 from pipeline.recall.snapshot import take
 from pipeline.sources import contract
 
-SETTINGS = config.Recall(per_route=20, merged=30, neighbours=20)
+SETTINGS = config.Recall(per_route=20, merged=30, options={"item_cf": {"neighbours": 20}})
 TASKS = config.Contract().tasks
 TABLES = ("requests", "positives", "candidates", "exposed", "merged")
 
@@ -34,8 +36,8 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("two_tower")
-    settings = config.TwoTower(width=8, epochs=1, batch_size=256, negatives=64)
-    two_tower.train(features, out, settings=settings, positive="click", seed=0, log=lambda *_: None)
+    options = {"width": 8, "epochs": 1, "batch_size": 256, "negatives": 64}
+    two_tower.train(features, out, positive="click", seed=0, log=lambda *_: None, **options)
     return out
 
 
@@ -49,7 +51,14 @@ def run(
 ) -> tuple[dict[str, float], dict[str, pl.DataFrame]]:
     out.mkdir(exist_ok=True)
     metrics = candidates.recall(
-        features, model, out, moment=moment, settings=settings, positive="click", tasks=TASKS, requests=requests
+        features,
+        {"two_tower": model},
+        out,
+        moment=moment,
+        settings=settings,
+        positive="click",
+        tasks=TASKS,
+        requests=requests,
     )
     return metrics, {name: pl.read_parquet(out / f"{name}.parquet") for name in TABLES}
 
@@ -67,7 +76,7 @@ def read(tested: tuple[Path, dict[str, float]], name: str) -> pl.DataFrame:
 def test_requests_and_positives_are_what_the_slice_holds(features: Path, tested: tuple[Path, dict[str, float]]) -> None:
     requests, positives = read(tested, "requests"), read(tested, "positives")
     store = FeatureStore.open(features)
-    log = pl.read_parquet(features / "log.parquet").filter((pl.col("slice") == 2) & (pl.col("click") == 1))
+    log = read_log(features).filter((pl.col("slice") == 2) & (pl.col("click") == 1))
     pairs = {(user, domain) for user, domain in log.select("user", "domain").iter_rows()}
     assert set(requests.select("user", "domain").iter_rows()) == pairs
     assert requests["request"].to_list() == list(range(len(pairs)))
@@ -174,12 +183,9 @@ def test_removing_later_rows_changes_nothing(
     features: Path, model: Path, tested: tuple[Path, dict[str, float]], tmp_path: Path
 ) -> None:
     """Candidates as of the test slice, from a features folder whose test slice holds other events."""
-    for file in features.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
     moment = FeatureStore.open(features).slices["test"]
-    log = pl.read_parquet(features / "log.parquet")
-    later = log.filter(pl.col("time") >= moment).with_columns(item=pl.lit(1, pl.Int32))
-    pl.concat([log.filter(pl.col("time") < moment), later]).write_parquet(tmp_path / "log.parquet")
+    later = pl.when(pl.col("time") >= moment).then(pl.lit(1, pl.Int32)).otherwise("item").alias("item")
+    change_log(features, tmp_path, lambda day: day.with_columns(later))
     _, tables = run(tmp_path, model, tmp_path / "out")
     assert tables["candidates"].equals(read(tested, "candidates"))
 
@@ -187,8 +193,8 @@ def test_removing_later_rows_changes_nothing(
 def test_an_empty_route_is_said_and_the_others_fill_its_place(
     features: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    known = candidates.two_tower.recall
-    monkeypatch.setattr(candidates.two_tower, "recall", lambda *arguments: known(*arguments).clear())
+    nothing = Found(np.empty((500, 0), np.int32), np.empty((500, 0), np.float32))
+    monkeypatch.setattr(two_tower.Vectors, "recall", lambda *_: nothing)
     metrics, tables = run(features, model, tmp_path)
     assert metrics["empty_two_tower"] == metrics["requests"]
     assert metrics["recall_two_tower"] == 0
@@ -197,20 +203,21 @@ def test_an_empty_route_is_said_and_the_others_fill_its_place(
 
 
 def test_an_unknown_route_and_an_empty_slice_are_named(features: Path, model: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"recall\.routes: 'magic' is unknown"):
-        run(features, model, tmp_path, settings=replace(SETTINGS, routes=("hot", "magic")))
+    for key, value in (("routes", ("hot", "magic")), ("quota", {"magic": 3}), ("options", {"magic": {}})):
+        with pytest.raises(InputError, match=rf"recall\.{key}: 'magic' is unknown; there are hot, "):
+            candidates.check(replace(SETTINGS, **{key: value}))
+    with pytest.raises(
+        InputError, match=r"recall\.options\.two_tower: there is no 'with'; it has width, epochs, .*, index"
+    ):
+        candidates.check(replace(SETTINGS, options={"two_tower": {"with": 3}}))
     store = FeatureStore.open(features)
-    log = pl.read_parquet(features / "log.parquet").with_columns(click=pl.lit(0, pl.Int8))
-    log.write_parquet(tmp_path / "log.parquet")
+    change_log(features, tmp_path, lambda day: day.with_columns(click=pl.lit(0, pl.Int8)))
     with pytest.raises(InputError, match=r"no row of the test slice has click = 1; lengthen split.test_days"):
         candidates.requests_of(replace(store, folder=tmp_path), "test", "click", TASKS, 10)
 
 
 def test_a_log_with_unknown_users(features: Path, model: Path, tmp_path: Path) -> None:
-    for file in features.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    log = pl.read_parquet(features / "log.parquet").with_columns(user=pl.lit(0, pl.Int32))
-    log.write_parquet(tmp_path / "log.parquet")
+    change_log(features, tmp_path, lambda day: day.with_columns(user=pl.lit(0, pl.Int32)))
     metrics, tables = run(tmp_path, model, tmp_path / "out")
     assert tables["requests"]["user"].unique().to_list() == [0]
     assert metrics["exposed_positives"] == 0

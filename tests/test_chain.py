@@ -1,6 +1,7 @@
 import polars as pl
 import pytest
 from conftest import latest
+from day_files import read_log
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def test_the_chain_keeps_what_coarse_keeps_and_orders_it_by_the_fused_score(fold
 
 def test_predictions_are_the_test_impressions_in_order(folders):
     predictions = pl.read_parquet(folders["ranked"] / "predictions.parquet")
-    log = pl.read_parquet(folders["features"] / "log.parquet").filter(pl.col("slice") == 2)
+    log = read_log(folders["features"]).filter(pl.col("slice") == 2)
     shared = ["user", "item", "domain", "time", "click", "like"]
     assert predictions.select(shared).equals(log.select(shared))
     assert predictions["score_click"].is_between(0, 1).all()

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from urllib.request import Request, urlopen
 
+import polars as pl
 import pytest
-from conftest import CONFIGS, TINY, recfunnel
+from conftest import CONFIGS, TINY, latest, recfunnel
 
 from flows.cli import main
 
@@ -38,6 +39,7 @@ def test_help_names_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         (["run", CONFIGS / "small.toml", "fine.options.widht=8"], "pepnet has no option 'widht'; it has"),
         (["run", CONFIGS / "small.toml", "oops"], "'oops' is not an assignment; write key=value"),
         (["check-data", CONFIGS / "kuairand.toml", "source.folder=/nowhere"], "/nowhere"),
+        (["features", CONFIGS / "small.toml", "--explain", "1", "2", "soon"], "'soon' is no time; write"),
         (["report", "never"], "never: no finished run in data/never"),
         (["bench", "nothing"], "'nothing' is no benchmark; it is one of all"),
     ],
@@ -61,6 +63,22 @@ def test_check_data_counts_and_writes_nothing(
     assert ["users", "400"] in [line.split() for line in lines]
     assert lines[-1] == "done: the source keeps the contract"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_features_alone_are_kept_and_explained(small_run: Path, server: str) -> None:
+    """The small run has made them already; a row of its log is explained by raw ids."""
+    home = small_run.parents[1]
+    arguments = ("features", CONFIGS / "small.toml", *TINY)
+    out, errors = recfunnel(*arguments, server=server, folder=home).communicate(timeout=180)
+    assert out.count("unchanged, kept") == 2, out + errors
+    assert f"│ {8000:,} " in out
+    assert str(latest(small_run)["features"].relative_to(home)) in out
+    row = pl.read_parquet(latest(small_run)["events"] / "events.parquet").row(7_000, named=True)
+    asked = (str(row["user_id"]), str(row["item_id"]), row["time"].isoformat())
+    out, errors = recfunnel(*arguments, "--explain", *asked, server=server, folder=home).communicate(timeout=180)
+    assert f"user {asked[0]} · item {asked[1]} · domain {row['domain']}" in out, errors
+    assert f"an impression of the log: click {row['click']}" in out
+    assert max(map(len, out.splitlines()[2:])) <= 100
 
 
 def test_report_prints_the_run_again(

@@ -69,11 +69,13 @@ def test_a_sound_log_passes_whole(tmp_path: Path) -> None:
         "rate_click": 0.5,
         "first_time": NOON * 1_000_000,
         "last_time": (NOON + 3) * 1_000_000,
+        "missing_days": 0,
         "rejected_rows": 0,
         "repeated_items": 0,
         "bare_items": 0,
         "repeated_users": 0,
         "bare_users": 0,
+        "retyped_columns": 0,
     }
     assert rejected(tmp_path) == []
 
@@ -105,6 +107,18 @@ def test_a_bad_row_is_set_apart(tmp_path: Path, column: str, value: Any, reason:
     assert rejected(tmp_path) == [("events", 2, reason, name)]
     assert told["events"] == 3
     assert told[f"rejected_{reason.replace(' ', '_')}"] == told["rejected_rows"] == 1
+
+
+def test_a_delayed_label_is_a_time_not_before_its_impression(tmp_path: Path) -> None:
+    known = [NOON - 1, None, "soon", NOON + 9]
+    told = write(tmp_path, rows(known=[str(one) if one else None for one in known]), extra={"click_time": "known"})
+    assert rejected(tmp_path) == [
+        ("events", 0, "before its impression", "click_time"),
+        ("events", 2, "wrong type", "click_time"),
+    ]
+    assert told["rejected_before_its_impression"] == 1
+    events = pl.read_parquet(tmp_path / "out" / "events.parquet")
+    assert events["click_time"].dt.epoch("s").to_list() == [None, NOON + 9]
 
 
 def test_infinite_context_is_set_apart(tmp_path: Path) -> None:
@@ -220,3 +234,131 @@ def test_check_is_a_dry_run(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["log.parquet"]
     assert contract.source_files(source) == [tmp_path / "log.parquet"]
     assert contract.source_files(config.Simulator()) == []
+
+
+@pytest.mark.parametrize(
+    ("factor", "unit", "right"), [(1_000, "s", "ms"), (1_000_000, "s", "us"), (1, "ms", "s"), (1, "iso", "s")]
+)
+@pytest.mark.parametrize("kind", [pl.Int64, pl.Float64, pl.String])
+def test_times_in_another_unit_are_told(tmp_path: Path, factor: int, unit: Any, right: str, kind: Any) -> None:
+    log = pl.DataFrame(rows(at=[(NOON + k) * factor for k in range(4)])).with_columns(pl.col("at").cast(kind))
+    log.write_parquet(tmp_path / "log.parquet")
+    source = config.MappedLog(events=config.Table(str(tmp_path / "log.parquet"), COLUMNS), time_unit=unit)
+    with pytest.raises(InputError) as told:
+        contract.check(source, LENIENT)
+    assert f"log.parquet: column 'time' is not in {unit}" in str(told.value)
+    assert f'2023-11-14 22:13 in {right}; set source.time_unit = "{right}"' in str(told.value)
+
+
+def test_a_time_too_large_for_its_unit_is_set_apart(tmp_path: Path) -> None:
+    """2⁵⁸ s more are a multiple of 2⁶⁴ µs, so that the product wraps around to a time that would pass."""
+    told = write(tmp_path, rows(at=[NOON, NOON + 1, NOON + 2, NOON + (1 << 58)]))
+    assert rejected(tmp_path) == [("events", 3, "wrong type", "time")]
+    assert told["last_time"] == (NOON + 2) * 1_000_000
+
+
+def test_seconds_in_few_bytes(tmp_path: Path) -> None:
+    pl.DataFrame(rows()).with_columns(pl.col("at").cast(pl.Int32)).write_parquet(tmp_path / "log.parquet")
+    source = config.MappedLog(events=config.Table(str(tmp_path / "log.parquet"), COLUMNS))
+    assert contract.check(source, LENIENT)["first_time"] == NOON * 1_000_000
+
+
+def test_wrong_times_advise_on_unit_and_zone(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"'time' \(in the future: 4 rows\).*source\.time_unit or source\.time_zone"):
+        write(tmp_path, rows(at=[TOMORROW] * 4))
+
+
+DAYS = [NOON + day * 86_400 for day in (0, 1, 2, 3)]
+
+
+def test_missing_days_are_counted(tmp_path: Path) -> None:
+    told = write(tmp_path, rows(3, at=[DAYS[0], DAYS[0], DAYS[3]]))
+    assert (told["events"], told["missing_days"]) == (3, 2)
+
+
+@pytest.mark.parametrize(("days", "reason"), [(400, "far after the log"), (-400, "far before the log")])
+def test_a_wrong_clock_far_from_the_log_is_set_apart(tmp_path: Path, days: int, reason: str) -> None:
+    """Two rows of 3,002 lie more than a year off, and one another day from them: no part of the log."""
+    count = 3_002
+    times = [NOON + (k % 4) * 86_400 for k in range(count)]
+    times[7], times[9] = NOON + days * 86_400, NOON + (days + 3) * 86_400
+    told = write(tmp_path, rows(count, at=times))
+    assert rejected(tmp_path) == [("events", 7, reason, "time"), ("events", 9, reason, "time")]
+    assert told[f"rejected_{reason.replace(' ', '_')}"] == 2
+    assert (told["events"], told["missing_days"]) == (3_000, 0)
+
+
+def test_a_log_with_a_long_pause_stays_whole(tmp_path: Path) -> None:
+    """One row of a hundred behind the pause is too many to be a wrong clock."""
+    told = write(tmp_path, rows(100, at=[*DAYS * 24, *DAYS[:3], NOON + 30 * 86_400]))
+    assert (told["events"], told["missing_days"]) == (100, 31 - 5)
+
+
+def test_floats_beyond_their_precision_are_no_ids(tmp_path: Path) -> None:
+    write(tmp_path, rows(item=[1.0, 2.0, 2.0**53, 4.0]))
+    assert rejected(tmp_path) == [("events", 2, "wrong type", "item_id")]
+
+
+def test_a_column_of_nulls_only(tmp_path: Path) -> None:
+    """As context, as an attribute or as a time it is unknown everywhere; as a key it stops the run."""
+    items = pl.DataFrame(
+        {"item_id": [10, 11], "published": [None, None], "price": [None, None], "content": [None, None]}
+    )
+    told = write(tmp_path, rows(device=[None] * 4), extra={"device": "device"}, items=items)
+    assert told["rejected_rows"] == 0
+    assert pl.read_parquet(tmp_path / "out" / "events.parquet")["device"].null_count() == 4
+    (tmp_path / "key").mkdir()
+    with pytest.raises(InputError, match=r"column 'domain' \(null: 4 rows\)"):
+        write(tmp_path / "key", rows(tab=[None] * 4))
+
+
+def test_an_event_may_have_a_column_called_content(tmp_path: Path) -> None:
+    assert write(tmp_path, rows(words=["a"] * 4), extra={"content": "words"})["rejected_rows"] == 0
+
+
+def test_content_of_another_length_is_set_apart(tmp_path: Path) -> None:
+    items = pl.DataFrame({"item_id": [10, 11, 12, 13], "content": [[0.0, 1.0], [1.0], [2.0, 3.0], None]})
+    write(tmp_path, rows(), items=items)
+    assert rejected(tmp_path) == [("items", 1, "wrong type", "content")]
+    table = pl.read_parquet(tmp_path / "out" / "items.parquet")
+    assert table["content"].dtype == pl.Array(pl.Float32, 2)
+    assert table["content"].to_list() == [[0.0, 1.0], None, [2.0, 3.0], None]
+
+
+def test_content_that_is_no_vector_stops_the_run(tmp_path: Path) -> None:
+    items = pl.DataFrame({"item_id": [10, 11], "content": ["0.1 0.2", "0.3 0.4"]})
+    with pytest.raises(InputError, match=r"items\.parquet: 100\.0% of 2 rows .* 'content' \(wrong type: 2 rows\)"):
+        write(tmp_path, rows(), config.Contract(tasks=("click",)), items=items)
+
+
+@pytest.mark.parametrize("piece", [1, 3, 100])
+def test_ids_of_many_pieces_are_counted_once(piece: int) -> None:
+    ids = [(k * k) % 17 for k in range(100)]
+    seen = contract._Ids("item_id")
+    for begin in range(0, 100, piece):
+        seen.add(pl.DataFrame({"item_id": ids[begin : begin + piece]}))
+    assert sorted(seen.all()["item_id"]) == sorted(set(ids))
+    assert sorted(seen.all()["item_id"]) == sorted(set(ids))
+
+
+WATCHED = config.Contract(tasks=("click",), durations={"watch": "ms"}, maximum_rejected=0.9)
+
+
+def test_a_duration_becomes_seconds(tmp_path: Path) -> None:
+    """Unknown stays unknown; what is negative, not finite or no number at all is set apart."""
+    log = rows(6, watched=["1500", None, "-1", "long", "inf", "0"])
+    write(tmp_path, log, WATCHED, extra={"watch": "watched"})
+    events = pl.read_parquet(tmp_path / "out" / "events.parquet")
+    assert events.columns == ["user_id", "item_id", "domain", "time", "shown", "random", "click", "watch"]
+    assert events["watch"].dtype == pl.Float32
+    assert events["watch"].to_list() == [1.5, None, 0.0]
+    assert rejected(tmp_path) == [
+        ("events", 2, "negative duration", "watch"),
+        ("events", 3, "wrong type", "watch"),
+        ("events", 4, "not finite", "watch"),
+    ]
+
+
+def test_a_missing_duration_names_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no column 'watch'; it has user_id.*contract\.durations"):
+        write(tmp_path, rows(), WATCHED)

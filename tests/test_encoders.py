@@ -22,6 +22,7 @@ from models.sequences import (
     ActivationUnit,
     Factory,
     HardSearch,
+    LongAndShort,
     Pooling,
     SoftSearch,
     TemporalInterest,
@@ -43,6 +44,7 @@ ENCODERS: dict[str, Factory] = {
     "mimn_unbalanced": partial(InterestMemory, balance=False),
     "soft_sim": partial(SoftSearch, keep=2),
     "sim_then_tim": partial(SoftSearch, keep=2, then=TemporalInterest),
+    "long_and_short": partial(LongAndShort, category="tag", keep=2, recent=2),
     "tim": TemporalInterest,
 }
 every_encoder = pytest.mark.parametrize("name", ENCODERS)
@@ -160,7 +162,7 @@ def test_dice_in_training_is_standardised_by_the_events_of_the_batch() -> None:
 def test_temporal_interest_on_paper() -> None:
     """t̃ = 1 + 1 = 2; b̃ = 0 + 1 and log 3 − 1 + 2, so the products are 2 and 2 + 2 log 3, the odds 1 : 9."""
     encoder = TemporalInterest(1, Sequence("clicked", ("item_id",), 5, 2))
-    encoder.gap.weight.data = torch.tensor([[1.0], [2.0]])
+    encoder.time.weight.data = torch.tensor([[1.0], [1.0], [2.0]])
     events = torch.tensor([[0.0], [math.log(3) - 1]])
     out = encoder(torch.tensor([[1.0]]), events, torch.tensor([0, 1]), torch.tensor([0, 0]))
     torch.testing.assert_close(out, torch.tensor([[0.1 * 2 + 0.9 * (2 + 2 * math.log(3))]]))
@@ -168,10 +170,10 @@ def test_temporal_interest_on_paper() -> None:
 
 def test_temporal_interest_against_a_loop() -> None:
     encoder, (query, events, gap, row) = make("tim"), histories([3, 0, 5])
-    p, expected = array(encoder.gap.weight), np.zeros((3, 4))
+    p, expected = array(encoder.time.weight), np.zeros((3, 4))
     for i in range(3):
         target = array(query[i]) + p[0]
-        own = [array(events[j]) + p[gap[j]] for j in range(len(row)) if row[j] == i]
+        own = [array(events[j]) + p[1 + gap[j]] for j in range(len(row)) if row[j] == i]
         if own:
             weights = softmax(np.array([b @ target / 2 for b in own]))
             expected[i] = sum(w * b * target for w, b in zip(weights, own, strict=True))
@@ -229,6 +231,38 @@ def test_search_of_all_events_is_the_encoder_itself() -> None:
     spare = functional.pad(events, (0, 0, 0, 2))
     found = hard(query, spare, functional.pad(gap, (0, 2)), functional.pad(row, (0, 2), value=3))
     torch.testing.assert_close(found, hard.encoder(*given))
+
+
+def test_long_and_short_is_the_soft_search_and_the_newest() -> None:
+    query, events, gap, row = histories([3, 0, 5, 1])
+    both = LongAndShort(4, CLICKED, category="tag", keep=2, recent=2)
+    newest = torch.tensor([j for j in range(len(row)) if (row[j:] == row[j]).sum() <= 2])
+    expected = both.long(query, events, gap, row) + both.short(query, events[newest], gap[newest], row[newest])
+    torch.testing.assert_close(both(query, events, gap, row), expected)
+    codes = torch.zeros(len(row), 2).long()
+    assert both.find(codes[:4], codes, gap, row) == (codes, gap, row)
+
+
+@pytest.mark.parametrize("lengths", [[], [0, 0], [3, 0, 5, 1]])
+def test_long_and_short_finds_the_newest_of_the_category_and_the_newest(lengths: list[int]) -> None:
+    """At most two of the first kind and three of the second a row; each event's embedding is its own number."""
+    _, values, gap, row = histories(lengths)
+    query, codes = torch.zeros(len(lengths), 2).long(), torch.stack([torch.arange(len(row)), values[:, 2].long()], 1)
+    both = LongAndShort(4, CLICKED, keep=2, recent=3)
+    found, ages, owner = both.find(query, codes, gap, row)
+    assert len(found) == len(lengths) * 5
+    embedded, candidate = values[found[:, 0]] if len(row) else torch.zeros(len(found), 4), torch.ones(len(lengths), 4)
+    got = both(candidate, embedded, ages, owner)
+    for i in range(len(lengths)):
+        own = [j for j in range(len(row)) if row[j] == i]
+        of_category = torch.tensor([j for j in own if codes[j, 1] == 0][-2:]).long()
+        newest = torch.tensor(own[-3:]).long()
+        one = candidate[i : i + 1]
+        said = [
+            encoder(one, values[some], gap[some], torch.zeros(len(some)).long())[0]
+            for encoder, some in ((both.long.encoder, of_category), (both.short, newest))
+        ]
+        torch.testing.assert_close(got[i], said[0] + said[1])
 
 
 def gru_step(gru: GRU, x: np.ndarray, h: np.ndarray, attention: float = 1.0) -> np.ndarray:

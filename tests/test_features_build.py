@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from day_files import read_log
 from event_tables import CONTRACT, DOMAINS, FEATURES, TASKS, write_events
 
 from models.schema import Schema
 from pipeline import config
+from pipeline.features import statistics
 from pipeline.features.build import build
 from pipeline.features.store import FeatureStore
 from pipeline.lake import InputError
@@ -42,7 +44,7 @@ def copy(source: Path, target: Path, **tables: pl.DataFrame) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_metrics(built, events):
@@ -84,13 +86,16 @@ def test_schema(built):
 
 def test_the_log_carries_every_feature_and_codes_fit_their_tables(built):
     store = FeatureStore.open(built[0])
-    log = pl.read_parquet(built[0] / "log.parquet")
-    assert log.select("time", "user", "item").equals(log.sort("time", "user", "item").select("time", "user", "item"))
+    log = store.log()
+    order = np.lexsort((log.item, log.user, log.time))
+    np.testing.assert_array_equal(order, np.arange(len(log)))
     tables = {"user": store.users, "item": store.items}
+    context = [store.schema.fields[place].name for place in store.schema.positions("context")]
     for field in store.schema.fields:
-        codes = (
-            tables[field.role][f"code_{field.name}"] if field.role in tables else log[f"code_{field.name}"].to_numpy()
-        )
+        if field.role in tables:
+            codes = tables[field.role][f"code_{field.name}"]
+        else:
+            codes = log.context[:, context.index(field.name)]
         assert codes.dtype == np.int32
         assert 0 <= codes.min() <= codes.max() < field.size
     train = store.log("train").numbers.astype(np.float64)
@@ -104,8 +109,9 @@ def test_the_log_carries_every_feature_and_codes_fit_their_tables(built):
 
 def test_users_and_items_keep_everyone(built, events):
     users, items = (pl.read_parquet(built[0] / f"{name}.parquet") for name in ("users", "items"))
-    assert users["user_id"].to_list() == [None, *range(200)]
-    assert items["item_id"].to_list()[1:] == pl.read_parquet(events / "items.parquet")["item_id"].to_list()
+    assert users["user_id"][0] is items["item_id"][0] is None
+    assert users["user_id"][1:].sort().to_list() == [*range(200)]
+    assert items["item_id"][1:].sort().to_list() == pl.read_parquet(events / "items.parquet")["item_id"].to_list()
     norms = np.linalg.norm(items["content"].to_numpy(), axis=1)
     np.testing.assert_allclose(norms, [0, *np.ones(100)], rtol=1e-5)
     codes = items.select(pl.selectors.starts_with("code_"))
@@ -127,7 +133,7 @@ def test_behaviours_hold_prior_history_and_delayed_conversions(built):
     assert (clicked["domain"] == -1).sum() == 600
     assert clicked.select("user", "time").equals(clicked.select("user", "time").sort("user", "time"))
     assert (converted["domain"] >= 0).all()
-    delayed = pl.read_parquet(built[0] / "log.parquet").filter(pl.col("convert") == 1)["convert_time"].to_list()
+    delayed = read_log(built[0]).filter(pl.col("convert") == 1)["convert_time"].to_list()
     assert set(delayed) <= set(converted["time"])
 
 
@@ -153,6 +159,27 @@ def test_cutting_the_future_changes_no_earlier_feature(built, events, tmp_path):
     np.testing.assert_array_equal(earlier.numbers[:, shows], same.numbers[:, shows])
 
 
+def test_durations_are_carried_beside_the_labels(events, tmp_path):
+    """In seconds as logged, NaN where unknown, for the same rows as the labels; and unknown for any other row."""
+    log = pl.read_parquet(events / "events.parquet")
+    seconds = pl.Series("watch", np.arange(log.height) / 4, pl.Float32).set(log["click"] == 0, None)
+    contract = replace(CONTRACT, durations={"watch": "s"})
+    (tmp_path / "out").mkdir()
+    folder = copy(events, tmp_path / "watched", events=log.with_columns(seconds))
+    build(folder, tmp_path / "out", features=SETTINGS, contract=contract, split=config.Split())
+    store = FeatureStore.open(tmp_path / "out")
+    rows = store.log()
+    assert store.schema.durations == ("watch",)
+    assert store.schema.labels == TASKS
+    shown = log.with_columns(seconds).filter("shown")
+    assert rows.durations.shape == (shown.height, 1)
+    assert np.nansum(rows.durations) == shown["watch"].sum()
+    np.testing.assert_array_equal(np.isnan(rows.durations[:, 0]), rows.labels[:, 0] == 0)
+    other = store.rows(rows.user[:3], rows.item[:3], rows.domain[:3], rows.time[:3])
+    assert np.isnan(other.durations).all()
+    assert other.durations.shape == (3, 1)
+
+
 def test_a_label_among_the_context_columns_is_a_leak(events, tmp_path):
     log = pl.read_parquet(events / "events.parquet").with_columns(watched=pl.col("click") * 7)
     leaking = replace(SETTINGS, context=("watched",))
@@ -161,11 +188,11 @@ def test_a_label_among_the_context_columns_is_a_leak(events, tmp_path):
 
 
 def test_a_feature_that_knows_the_future_is_caught(events, tmp_path, monkeypatch):
-    def total(counter, keys, times, windows, priors):
-        return honest(counter, keys, np.full_like(times, 1 << 60), windows, priors)
+    def total(counter, keys, times, windows):
+        return honest(counter, keys, np.full_like(times, 1 << 60), windows)
 
-    honest = build.__globals__["statistics"].features
-    monkeypatch.setattr("pipeline.features.statistics.features", total)
+    honest = statistics.as_of
+    monkeypatch.setattr("pipeline.features.facts.as_of", total)
     with pytest.raises(InputError, match=r"'user_\w+' knows the future"):
         run(events, tmp_path / "out")
 

@@ -2,14 +2,17 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from conftest import latest
+from day_files import change_log
 
 from models import RANKERS
+from models.schema import Schema
 from pipeline.config import Fine, Loss
 from pipeline.features.store import FeatureStore
-from pipeline.ranking import fine
+from pipeline.ranking import chain, fine
 from pipeline.ranking.batches import Encoder
 from pipeline.ranking.fuse import ndcg
 from pipeline.ranking.losses import masked_bce
@@ -29,9 +32,9 @@ def store(folders):
     return FeatureStore.open(folders["features"])
 
 
-def train(folders, out, loss=QUICK.loss):
+def train(folders, out, loss=QUICK.loss, quick=QUICK):
     features, recall = folders["features"], folders["recall_validation"]
-    settings = replace(QUICK, loss=loss)
+    settings = replace(quick, loss=loss)
     return fine.train(features, recall, out, settings=settings, seed=1, log=lambda metrics, epoch: None)
 
 
@@ -133,6 +136,47 @@ def test_candidates_are_not_sampled(folders, tmp_path):
         parts[rate] = train(folders, tmp_path / str(rate), Loss(negative_rate=rate))
     assert parts[1.0]["training_candidates"] == parts[0.2]["training_candidates"]
     assert parts[1.0]["training_impressions"] > 1.5 * parts[0.2]["training_impressions"]
+
+
+@pytest.fixture(scope="module")
+def watched(folders, tmp_path_factory):
+    """The run's features with seconds watched that follow from the domain: 5 in the first, 10 in the next, and so on;
+    of every ninth impression they are unknown."""
+    folder = tmp_path_factory.mktemp("watched") / "features"
+
+    def watch(day: pl.DataFrame) -> pl.DataFrame:
+        seconds = pl.Series("watch", 5 * (1 + day["domain"].to_numpy()), pl.Float32)
+        return day.with_columns(seconds.set(pl.Series(np.arange(day.height) % 9 == 0), None))
+
+    change_log(folders["features"], folder, watch)
+    schema = Schema.from_json((folder / "schema.json").read_text())
+    (folder / "schema.json").write_text(replace(schema, durations=("watch",)).to_json())
+    return {**folders, "features": folder}
+
+
+def test_the_seconds_watched_are_one_more_output(watched, tmp_path):
+    longer = replace(QUICK, model="flat_dnn", epochs=2, patience=2, batch_size=64, learning_rate=0.005)
+    told = train(watched, tmp_path, Loss(watch_time="watch"), longer)
+    ranker, store = fine.load(tmp_path), FeatureStore.open(watched["features"])
+    assert ranker.schema.labels == (*store.schema.labels, "watch", fine.RELEVANCE)
+    assert told["validation_ratio_watch"] == pytest.approx(1, abs=0.3)
+    impressions = chain.predict(store, Encoder(store), ranker.model, ranker.schema)
+    assert "score_relevance" not in impressions.column_names
+    expected = impressions["score_watch"].to_numpy()
+    logits = fine.logits(ranker.model, Encoder(store), store.log("test")).numpy()
+    np.testing.assert_allclose(expected, np.exp(logits[:, ranker.schema.labels.index("watch")]), rtol=1e-3)
+    metrics = chain.watch_metrics(impressions, ranker.schema)
+    assert metrics["ratio_watch"] == pytest.approx(1, abs=0.3)
+    assert metrics["spearman_watch"] > 0.3
+    assert expected.max() <= 25.001
+
+
+def test_seconds_are_fused_as_hours():
+    schema = Schema((), (), (), ("click", "watch"), ("home",), durations=("watch",))
+    odds = np.array([[0.5, 36 / 37], [0.1, 1.0]], np.float32)
+    np.testing.assert_allclose(fine.with_durations(odds, schema, fine.HOUR)[0], [0.5, 0.01], rtol=1e-4)
+    assert np.isfinite(fine.with_durations(odds, schema)).all()
+    assert odds[0, 1] == np.float32(36 / 37)
 
 
 def test_each_loss_is_off_by_default():

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import polars as pl
+from route_tables import ask
 
 from pipeline.recall import fresh
 from pipeline.recall.snapshot import DAY, Snapshot
@@ -23,7 +24,7 @@ def snapshot(items: dict[int, tuple[float | None, int]], shown: dict[int, tuple[
 
 def recalled(taken: Snapshot, folder: Path, k: int = 10) -> list[int]:
     fresh.fit(taken, folder, days=3.0)
-    found = fresh.recall(folder, taken, REQUEST, k)
+    found = ask(fresh, folder, taken, REQUEST, k)
     first, second = (found.filter(pl.col("request") == request).drop("request") for request in (4, 7))
     assert first.equals(second)
     assert first["rank"].to_list() == list(range(1, len(first) + 1))

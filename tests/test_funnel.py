@@ -254,9 +254,8 @@ def test_tasks_overall_by_domain_and_on_random_exposure(finished: Run):
 def test_what_is_undefined_is_left_out_and_null(tmp_path: Path):
     folders = write_run(tmp_path, users=15)
     predictions = pl.read_parquet(folders.ranked / "predictions.parquet")
-    write(predictions.with_columns(like=pl.lit(0, pl.Int8)), folders.ranked / "predictions.parquet")
-    log = pl.read_parquet(folders.features / "log.parquet").drop("item_click_rate_all")
-    write(log, folders.features / "log.parquet")
+    predictions = predictions.with_columns(like=pl.lit(0, pl.Int8)).drop("item_click_rate_all")
+    write(predictions, folders.ranked / "predictions.parquet")
     metrics = run(folders)
     assert "auc_like" not in metrics
     assert "ratio_like" not in metrics

@@ -15,6 +15,7 @@ from pipeline import lake, tracking
 STAGES = (
     "events",
     "features",
+    "quality",
     "two_tower",
     "recall_validation",
     "recall_test",
@@ -79,6 +80,9 @@ def test_mlflow_holds_the_run_its_stages_and_the_champions(small_run: Path) -> N
     artefacts = {one.path for one in store.list_artifacts(parent.info.run_id)}
     assert {"config.json", "report.html"} <= artefacts
     assert any(path.endswith(".png") for path in artefacts)
+    (quality,) = [run for run in runs if run.info.run_name == "quality"]
+    assert {"quality_warnings", "psi_max"} <= set(quality.data.metrics)
+    assert [one.path for one in store.list_artifacts(quality.info.run_id)] == ["quality.html"]
     (fine,) = [run for run in runs if run.info.run_name == "fine"]
     assert len(store.get_metric_history(fine.info.run_id, "loss")) == 1
     for name in ("two-tower", "coarse", "fine"):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import polars as pl
 import pytest
+from route_tables import ask
 
 from pipeline.recall import hot
 from pipeline.recall.snapshot import DAY, Snapshot
@@ -40,7 +41,7 @@ def test_counts_decay_by_half_lives_within_a_domain_and_others_fill_up(tmp_path:
     ]
     taken = snapshot(rows, [1, 2, 3, 4, 5])
     hot.fit(taken, tmp_path, half_life_days=1.0)
-    found = hot.recall(tmp_path, taken, requests(1, 0, 2), 3)
+    found = ask(hot, tmp_path, taken, requests(1, 0, 2), 3)
     assert found.rows() == [
         (0, 4, 1, 1.0),
         (0, 5, 2, 1.0),
@@ -57,8 +58,8 @@ def test_counts_decay_by_half_lives_within_a_domain_and_others_fill_up(tmp_path:
 def test_one_request_is_answered_as_among_others(tmp_path: Path) -> None:
     taken = snapshot([(item, item % 2, item, True) for item in range(1, 9)], list(range(1, 9)))
     hot.fit(taken, tmp_path, half_life_days=3.0)
-    many = hot.recall(tmp_path, taken, requests(0, 1), 5)
-    one = hot.recall(tmp_path, taken, requests(0, 1)[1:], 5)
+    many = ask(hot, tmp_path, taken, requests(0, 1), 5)
+    one = ask(hot, tmp_path, taken, requests(0, 1)[1:], 5)
     assert one.equals(many.filter(pl.col("request") == 1))
 
 
@@ -66,4 +67,4 @@ def test_one_request_is_answered_as_among_others(tmp_path: Path) -> None:
 def test_without_an_engagement_nothing_is_hot(tmp_path: Path, rows: list[tuple[int, int, int, bool]]) -> None:
     taken = snapshot(rows, [1])
     hot.fit(taken, tmp_path, half_life_days=1.0)
-    assert hot.recall(tmp_path, taken, requests(0), 3).is_empty()
+    assert ask(hot, tmp_path, taken, requests(0), 3).is_empty()

@@ -92,6 +92,44 @@ def test_a_collision_is_counted_and_shares_a_code(monkeypatch):
     assert (vocabulary.encode(seen["value"]) > 0).all()
 
 
+def test_distinct_values_and_their_places():
+    for dtype in (pl.String, pl.Categorical):
+        once, places = identity.distinct(pl.Series("tag", ["b", None, "a", "b"], dtype=dtype))
+        assert (once.name, once.to_list()) == ("tag", ["b", "a"])
+        assert (places.dtype, places.tolist()) == (np.int32, [0, -1, 1, 0])
+    once, places = identity.distinct(pl.Series([None, None]))
+    assert (once.drop_nulls().to_list(), places.tolist()) == ([], [-1, -1])
+
+
+@given(st.lists(st.none() | st.sampled_from([1.0, 1.5, float("nan"), -0.0, 0.0]), max_size=12))
+def test_codes_are_those_of_the_values_one_by_one(values):
+    column = pl.Series(values, dtype=pl.Float64)
+    seen = pl.DataFrame({"value": column}).with_columns(count=1, last_seen=1)
+    vocabulary = identity.fit("age", seen, admit_after=2, evict_before=0)
+    codes = vocabulary.encode(column).to_list()
+    assert codes == [vocabulary.encode(pl.Series([value], dtype=pl.Float64)).item() for value in values]
+    texts = identity.canonical(column).to_list()
+    assert [code > 0 for code in codes] == [text is not None and texts.count(text) >= 2 for text in texts]
+
+
+def test_too_many_values_are_an_input_error_before_any_is_hashed(monkeypatch):
+    monkeypatch.setattr(identity, "MOST_DISTINCT", 1_000)
+    monkeypatch.setattr(identity, "_fids", None)
+    seen = pl.DataFrame({"value": np.arange(5_000)}).with_columns(count=1, last_seen=1)
+    with pytest.raises(InputError, match=r"column 'request_id' has about [45],\d{3} different values, .* 1,000"):
+        identity.fit("request_id", seen, admit_after=2, evict_before=0)
+    monkeypatch.undo()
+    monkeypatch.setattr(identity, "MOST_DISTINCT", 1_000)
+    repeated = seen.with_columns(pl.col("value") % 500)
+    assert identity.fit("request_id", repeated, admit_after=2, evict_before=0).table.height == 500
+
+
+def test_appended_values_change_no_key():
+    values = pl.Series(["c", None, "a"])
+    assert identity.keys(pl.concat([values, pl.Series(["b", "a"])])).to_list() == [1, 0, 2, 3, 2]
+    assert identity.keys(pl.Series([None, None], dtype=pl.String)).to_list() == [0, 0]
+
+
 def test_keys_tell_every_value_apart():
-    assert identity.keys(pl.Series(["b", None, "a", "b"])).to_list() == [2, 0, 1, 2]
+    assert identity.keys(pl.Series(["b", None, "a", "b"])).to_list() == [1, 0, 2, 1]
     assert identity.keys(pl.Series([10, 9, None])).to_list() == [1, 2, 0]

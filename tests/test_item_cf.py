@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from route_tables import ask
 
 from pipeline.recall import item_cf
 from pipeline.recall.snapshot import Snapshot
@@ -26,7 +27,7 @@ def snapshot(taken: list[tuple[int, int]], items: list[int]) -> Snapshot:
 def recalled(taken: Snapshot, folder: Path, users: list[int], k: int = 10, neighbours: int = 10) -> pl.DataFrame:
     item_cf.fit(taken, folder, neighbours=neighbours)
     requests = pl.DataFrame({"request": range(len(users)), "user": users}, schema=REQUEST)
-    return item_cf.recall(folder, taken, requests, k)
+    return ask(item_cf, folder, taken, requests, k)
 
 
 def slow_similarities(taken: list[tuple[int, int]]) -> dict[tuple[int, int], float]:
@@ -105,7 +106,7 @@ def test_an_item_unknown_to_the_matrix_is_passed_over(tmp_path: Path) -> None:
     item_cf.fit(before, tmp_path, neighbours=5)
     after = snapshot([(1, 1), (1, 2), (2, 1), (2, 9)], [1, 2, 9])
     request = pl.DataFrame({"request": [0], "user": [2]}, schema=REQUEST)
-    assert item_cf.recall(tmp_path, after, request, 5)["item"].to_list() == [2]
+    assert ask(item_cf, tmp_path, after, request, 5)["item"].to_list() == [2]
 
 
 def test_no_history_at_all(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pipeline.ranking.losses import (
     pairwise_logistic,
     watch_time,
     with_ranking,
+    with_watch_time,
 )
 
 NAN = math.nan
@@ -120,20 +121,30 @@ def minimised(criterion, batch, steps=200):
     return logit.item()
 
 
-def test_watch_time_serves_the_mean_seconds_of_a_constant_world():
-    """Of 1,000 impressions 50 were watched, for 40 seconds each: odds 2,000 / 950, and 2 seconds an impression."""
-    labels = torch.cat([torch.ones(50, 1), torch.zeros(950, 1), torch.full((7, 1), NAN)]).double()
-    seconds = torch.where(labels[:, 0] == 1, 40.0, 0.0)
-    served = math.exp(minimised(watch_time, {"labels": labels, "seconds": seconds}))
-    assert served == pytest.approx(2_000 / 950, rel=1e-6)
-    assert served == pytest.approx(2.0 / (1 - 0.05), rel=1e-6)
+@pytest.mark.parametrize("watched", [50, 900, 1_000])
+def test_watch_time_serves_the_mean_seconds_of_a_constant_world(watched):
+    """Of 1,000 impressions some were watched, for 40 seconds each, and of 7 nothing is known."""
+    seconds = torch.cat([torch.full((watched,), 40.0), torch.zeros(1_000 - watched), torch.full((7,), NAN)]).double()
+    served = math.exp(minimised(with_watch_time(masked_bce, 0), {"labels": seconds[:, None]}))
+    assert served == pytest.approx(40 * watched / 1_000, rel=1e-6)
 
 
 def test_watch_time_on_paper():
-    """At logit 0 every row loses ln 2; at logit 1 a positive of 3 s weighs 3 · ln(1 + 1/e), a negative ln(1 + e)."""
-    batch = {"labels": torch.tensor([[1.0], [0.0]]), "seconds": torch.tensor([3.0, 9.0])}
-    expected = (3 * math.log(1 + 1 / math.e) + math.log(1 + math.e)) / 4
-    assert watch_time(torch.ones(2, 1), batch).item() == pytest.approx(expected, rel=1e-6)
+    """At logit 1 a second weighs ln(1 + 1/e) and an impression ln(1 + e): 3 seconds in two impressions."""
+    expected = (3 * math.log(1 + 1 / math.e) + 2 * math.log(1 + math.e)) / 5
+    assert watch_time(torch.ones(3), torch.tensor([3.0, 0.0, NAN])).item() == pytest.approx(expected, rel=1e-6)
+    assert watch_time(torch.ones(2), torch.full((2,), NAN)).item() == 0
+
+
+def test_watch_time_beside_other_tasks():
+    """Each task keeps its own loss, and a second is no positive of a pairwise loss."""
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[1, 0, 0], [0, 1, 1], [1, 17.5, NAN], [0, NAN, 1], [NAN, 1, 0], [0, 0, 0]])
+    batch = {"labels": labels, "user": torch.zeros(6, dtype=torch.long)}
+    both = with_watch_time(with_ranking(masked_bce, "user", 1.0), 1)(logits, batch)
+    other = {"labels": labels[:, [0, 2]], "user": batch["user"]}
+    torch.testing.assert_close(both[[0, 2]], with_ranking(masked_bce, "user", 1.0)(logits[:, [0, 2]], other))
+    torch.testing.assert_close(both[1], watch_time(logits[:, 1], labels[:, 1]))
 
 
 def test_a_model_of_sampled_negatives_is_calibrated_where_it_is_corrected():

@@ -9,6 +9,7 @@ from pipeline.features import match, sequences
 from pipeline.features.match import Shared
 from pipeline.features.timeline import Timeline
 
+MINUTE = 60_000_000
 EVENTS = st.lists(st.tuples(st.integers(1, 3), st.integers(0, 9), st.integers(0, 3)), max_size=30).map(sorted)
 QUESTIONS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 11), st.integers(0, 5)), min_size=1, max_size=12)
 
@@ -21,9 +22,10 @@ def columns(rows):
 def test_shared_values_and_gaps_equal_plain_loops(events, questions):
     owners, minutes, values = columns(events)
     users, moments, candidates = columns(questions)
-    times, event_times = moments * match.MINUTE, minutes * match.MINUTE
+    times, event_times = moments * MINUTE, minutes * MINUTE
     ends, lengths = sequences.pointers(Timeline.of(owners, event_times), users, times, 4)
-    counts, gaps = match.shared(Shared.of(owners, values), event_times, users, candidates, times, ends, lengths)
+    found = match.found(Shared.of(owners, values), event_times, users, candidates, times, ends, lengths)
+    counts, gaps = match.encode(*found)
     for (user, moment, candidate), count, gap in zip(questions, counts, gaps, strict=True):
         history = [event for event in events if event[0] == user and event[1] < moment][-4:]
         same = [event[1] for event in history if event[2] == candidate and candidate > 0]

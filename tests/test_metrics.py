@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.metrics import ndcg_score, roc_auc_score
 
 from pipeline.evaluation.metrics import (
     auc,
     calibration_ratio,
+    duration_metrics,
     gauc,
     hit_at,
     log_loss,
@@ -19,6 +21,8 @@ from pipeline.evaluation.metrics import (
     recall_at,
     reciprocal_rank,
     segment_auc,
+    spearman,
+    user_spearman,
 )
 
 ABSENT = np.inf
@@ -41,6 +45,32 @@ def test_auc_is_scikit_learns(rows):
         assert auc(labels, scores) == pytest.approx(roc_auc_score(labels, scores))
     else:
         assert math.isnan(auc(labels, scores))
+
+
+def test_spearman_on_paper():
+    """Differences of the ranks 1 and −1 on two of four: 1 − 6 · 2 / (4 · 15)."""
+    assert spearman(np.array([3.0, 9.0, 27.0, 81.0]), np.array([1.0, 3.0, 2.0, 4.0])) == pytest.approx(0.8)
+    assert spearman(np.array([1.0, 2.0]), np.array([5.0, 0.0])) == pytest.approx(-1)
+    assert math.isnan(spearman(np.array([1.0, 1.0]), np.array([0.0, 5.0])))
+
+
+def test_the_metrics_of_a_duration_leave_out_what_is_unknown():
+    told = duration_metrics("watch", np.array([2.0, np.nan, 4.0]), np.array([1.0, 100.0, 2.0]), np.array([7, 7, 7]))
+    assert told == pytest.approx({"spearman_watch": 1, "user_spearman_watch": 1, "ratio_watch": 0.5})
+
+
+@given(rows)
+def test_user_spearman_is_the_loop_over_users_with_scipy(rows):
+    users, seconds, scores = map(np.array, zip(*rows, strict=True))
+    seconds = seconds * scores[::-1]
+    total = weight = 0.0
+    for user in set(users):
+        mine = users == user
+        if len(set(seconds[mine])) > 1 and len(set(scores[mine])) > 1:
+            total += mine.sum() * spearmanr(seconds[mine], scores[mine]).statistic
+            weight += mine.sum()
+    expected = total / weight if weight else math.nan
+    assert user_spearman(seconds, scores, users) == pytest.approx(expected, nan_ok=True)
 
 
 @given(rows)

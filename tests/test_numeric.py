@@ -24,6 +24,33 @@ def test_buckets_of_a_constant_or_empty_column():
     assert numeric.bucket([5, np.nan], numeric.fit_quantiles([np.nan], 8)).tolist() == [1, 0]
 
 
+NUMBERS = st.lists(
+    st.integers(-5, 5).map(float) | st.sampled_from([np.nan, np.inf, -np.inf, 0.1]), min_size=1, max_size=60
+)
+
+
+@given(NUMBERS, st.integers(2, 9), st.sampled_from([np.float32, np.float64]))
+def test_quantiles_are_the_least_values_with_their_share_below_or_at_them(values, parts, dtype):
+    array = np.array(values, dtype)
+    finite = [float(value) for value in array if np.isfinite(value)]
+    expected = {
+        min(cut for cut in finite if parts * sum(value <= cut for value in finite) >= part * len(finite))
+        for part in range(1, parts)
+        if finite
+    }
+    assert numeric.fit_quantiles(array, parts).tolist() == sorted(expected)
+
+
+@given(NUMBERS, st.lists(st.integers(-5, 5), unique=True, max_size=11).map(sorted), st.sampled_from([0, 5, 99]))
+def test_a_bucket_counts_the_cuts_below(values, cuts, few):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numeric, "FEW_CUTS", few)
+        patch.setattr(numeric, "BLOCK", 7)
+        codes = numeric.bucket(values, np.array(cuts, np.float64))
+    assert codes.dtype == np.int32
+    assert codes.tolist() == [1 + sum(cut < value for cut in cuts) if np.isfinite(value) else 0 for value in values]
+
+
 def test_cdf_is_the_share_at_or_below():
     support, shares = numeric.fit_cdf([10, 20, 20, 40])
     np.testing.assert_allclose(
@@ -77,3 +104,10 @@ def test_keys_shown_once_at_another_rate_do_not_hide_the_differences_of_the_othe
     rates = np.where(shows == 1, 0.05, random.beta(2, 4, len(shows)))
     _, b = numeric.fit_rate(random.binomial(shows, rates), shows)
     assert b == pytest.approx(6, rel=0.1)
+
+
+def test_a_rate_of_pairs_that_many_keys_share():
+    positives, shows, keys = np.array([0, 1, 3, 2]), np.array([4, 5, 6, 2]), np.array([7, 1, 3, 2])
+    repeated = numeric.fit_rate(np.repeat(positives, keys), np.repeat(shows, keys))
+    np.testing.assert_allclose(numeric.fit_rate(positives, shows, keys), repeated, rtol=1e-12)
+    assert repeated[1] < numeric.MAXIMUM_STRENGTH

@@ -5,13 +5,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.features import statistics
+from pipeline.features import statistics, timeline
 from pipeline.features.statistics import Counter
 
 WINDOWS = ("1m", "1h", "all")
 MINUTE = 60_000_000
 EVENTS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 90), st.integers(0, 1), st.integers(0, 1)), max_size=40)
 QUESTIONS = st.lists(st.tuples(st.integers(-1, 5), st.integers(-1, 100)), max_size=20)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_blocks():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timeline, "BLOCK", 3)
+        yield
 
 
 def arrays(events):
@@ -68,6 +75,22 @@ def test_features_on_paper():
         "item_shows_all",
         "item_click_rate_all",
     ]
+
+
+@given(EVENTS, QUESTIONS)
+def test_features_are_the_encoded_counts(events, questions):
+    keys, minutes = (np.array(column, np.int64) for column in (list(zip(*questions, strict=True)) or [(), ()]))
+    counter, times = Counter.of(*arrays(events)), minutes * MINUTE
+    columns = statistics.features(counter, keys, times, WINDOWS, [(1.0, 4.0)])
+    counts = statistics.as_of(counter, keys, times, WINDOWS).astype(np.float64)
+    assert columns.dtype == np.float32
+    assert columns.shape == (len(questions), 6)
+    overall = (counts[:, 2, 1] + 1) / (counts[:, 2, 0] + 4)
+    for place in range(3):
+        shows, positives = counts[:, place].T
+        rate = overall if place == 2 else (positives + 4 * overall) / (shows + 4)
+        np.testing.assert_allclose(columns[:, 2 * place], np.log1p(shows), rtol=1e-6)
+        np.testing.assert_allclose(columns[:, 2 * place + 1], rate, rtol=1e-6)
 
 
 def test_windows():

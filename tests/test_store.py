@@ -8,11 +8,12 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from day_files import encoded_log
 from event_tables import CONTRACT, DAY, FEATURES, MINUTE, START, write_events
 
 from models.encodings import Encodings
 from models.schema import Encoding
-from pipeline.config import Split
+from pipeline.config import Crosses, Split
 from pipeline.features.build import build
 from pipeline.features.store import UNKNOWN_AGE, UNKNOWN_TIME, FeatureStore, Rows, hour, item_age
 from pipeline.ranking.batches import Encoder
@@ -42,8 +43,12 @@ def asked(store: FeatureStore, count: int = 500) -> tuple[np.ndarray, ...]:
     )
 
 
-def test_the_log_and_any_rows_have_one_definition(store):
+@pytest.mark.parametrize("which", ["store", "outside"])
+def test_the_log_and_any_rows_have_one_definition(which, request):
+    store = request.getfixturevalue(which)
+    store = store if which == "store" else store[1]
     log = store.log()
+    assert log.context[:, -1].any()
     context = {
         field.name: log.context[:, place]
         for place, field in enumerate(field for field in store.schema.fields if field.role == "context")
@@ -115,7 +120,7 @@ def test_the_unknown_user_and_item_have_no_past(store):
 
 
 def test_numbers_equal_plain_loops(store):
-    log = pl.read_parquet(store.folder / "log.parquet")
+    log = encoded_log(store)
     items = pl.read_parquet(store.folder / "items.parquet")
     category = items["key_category"].to_list()
     rows = log.rows(named=True)
@@ -158,7 +163,8 @@ def test_the_store_needs_neither_polars_nor_xxhash():
 
 @pytest.fixture(scope="module")
 def outside(tmp_path_factory):
-    """A long behaviour beside a short one, and vectors for users too, of which every third has none."""
+    """A long behaviour beside a short one, crosses, two parts of users, and vectors for users too, of which every third
+    has none."""
     folder = tmp_path_factory.mktemp("features")
     events = write_events(tmp_path_factory.mktemp("root") / "events")
     vectors = np.random.default_rng(5).normal(size=(200, 4)).round(3).tolist()
@@ -166,7 +172,15 @@ def outside(tmp_path_factory):
         content=pl.Series([None if user % 3 == 0 else vector for user, vector in enumerate(vectors)])
     )
     users.write_parquet(events / "users.parquet")
-    features = replace(FEATURES, lengths={"clicked": 5_000})
+    pairs = ("segment*age", "author_id*category", "segment*category", "age*device", "position*hour", "user_id*domain")
+    features = replace(
+        FEATURES,
+        context=("hour", "device"),
+        lengths={"clicked": 5_000},
+        crosses=Crosses(pairs=pairs),
+        admit_after=3,
+        parts=2,
+    )
     build(events, folder, features=features, contract=CONTRACT, split=Split())
     return users, FeatureStore.open(folder)
 

@@ -7,6 +7,8 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from day_files import change_log
+from route_tables import ask
 from torch.nn.functional import cross_entropy, normalize
 
 from pipeline import config
@@ -18,7 +20,7 @@ from pipeline.recall import two_tower
 from pipeline.recall.snapshot import take
 from pipeline.sources import contract
 
-SETTINGS = config.TwoTower(width=8, epochs=2, batch_size=128, negatives=64)
+SETTINGS = {"width": 8, "epochs": 2, "batch_size": 128, "negatives": 64}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("two_tower")
-    two_tower.train(features, out, settings=SETTINGS, positive="click", seed=0, log=lambda *_: None)
+    two_tower.train(features, out, positive="click", seed=0, log=lambda *_: None, **SETTINGS)
     return out
 
 
@@ -123,7 +125,7 @@ def test_hit_rate_on_paper() -> None:
 def test_training_is_repeatable_and_told_by_epoch(features: Path, trained: Path, tmp_path: Path) -> None:
     told = []
     metrics = two_tower.train(
-        features, tmp_path, settings=SETTINGS, positive="click", seed=0, log=lambda _, epoch: told.append(epoch)
+        features, tmp_path, positive="click", seed=0, log=lambda _, epoch: told.append(epoch), **SETTINGS
     )
     assert told == [1, 2]
     assert metrics["positives"] > 100
@@ -135,30 +137,27 @@ def test_training_is_repeatable_and_told_by_epoch(features: Path, trained: Path,
 def test_the_route_finds_the_nearest_items(features: Path, trained: Path, tmp_path: Path) -> None:
     store = FeatureStore.open(features)
     snapshot = take(store, store.slices["test"], "click")
-    two_tower.fit(snapshot, tmp_path, two_tower=trained, index="flat")
+    two_tower.fit(snapshot, tmp_path, model=trained, index="flat")
     schema = {"request": pl.UInt32, "user": pl.Int32, "domain": pl.Int16}
     requests = pl.DataFrame({"request": [0, 1, 2], "user": [0, 5, 5], "domain": [0, 1, 2]}, schema=schema)
-    found = two_tower.recall(tmp_path, snapshot, requests, 7)
+    found = ask(two_tower, tmp_path, snapshot, requests, 7)
     assert found["request"].to_list() == [0] * 7 + [1] * 7 + [2] * 7
     assert found["rank"].to_list() == [*range(1, 8)] * 3
 
-    model, encoder = two_tower.load(trained, store.schema), Encoder(store)
+    model, encoder = two_tower.load_model(trained, store.schema), Encoder(store)
     items = two_tower.item_vectors(model, two_tower.every_item(store, encoder))
     rows = store.rows(np.array([5]), np.array([0]), np.array([1]), np.array([snapshot.time]))
     scores = two_tower.user_vectors(model, encoder, rows)[0] @ items.T
     known = snapshot.items["item"].to_numpy()
     best = known[np.argsort(-scores[known])][:7]
     assert found.filter(pl.col("request") == 1)["item"].to_list() == best.tolist()
-    alone = two_tower.recall(tmp_path, snapshot, requests[1:2], 7)
+    alone = ask(two_tower, tmp_path, snapshot, requests[1:2], 7)
     assert alone["item"].to_list() == best.tolist()
-    everything = two_tower.recall(tmp_path, snapshot, requests[:1], len(known) + 50)
+    everything = ask(two_tower, tmp_path, snapshot, requests[:1], len(known) + 50)
     assert sorted(everything["item"].to_list()) == known.tolist()
 
 
 def test_a_task_without_a_positive_is_named(features: Path, tmp_path: Path) -> None:
-    for file in features.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    log = pl.read_parquet(features / "log.parquet").with_columns(convert=pl.lit(0, pl.Int8))
-    log.write_parquet(tmp_path / "log.parquet")
+    change_log(features, tmp_path, lambda day: day.with_columns(convert=pl.lit(0, pl.Int8)))
     with pytest.raises(InputError, match="convert = 1"):
-        two_tower.train(tmp_path, tmp_path, settings=SETTINGS, positive="convert", seed=0, log=lambda *_: None)
+        two_tower.train(tmp_path, tmp_path, positive="convert", seed=0, log=lambda *_: None, **SETTINGS)

@@ -20,6 +20,7 @@ def rows_of(labels, user=None, item=None, time=None):
         ends={},
         lengths={},
         labels=np.array(labels, np.float32).reshape(count, -1),
+        durations=np.zeros((count, 0), np.float32),
     )
 
 

@@ -16,14 +16,14 @@ from models.layers import Bank, FieldVectors, Inputs, field_columns, mix
 from models.objective import Criterion
 from models.recurrent import InterestEvolution, InterestMemory
 from models.schema import Schema
-from models.sequences import ActivationUnit, Factory, Pooling, TemporalInterest, search
+from models.sequences import ActivationUnit, Factory, LongAndShort, Pooling, TemporalInterest
 
 ENCODERS: dict[str, Factory] = {
     "mean": Pooling,
     "din": ActivationUnit,
     "dien": InterestEvolution,
     "mimn": InterestMemory,
-    "sim": search,
+    "sim": LongAndShort,
     "tim": TemporalInterest,
 }
 

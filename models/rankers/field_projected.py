@@ -1,10 +1,13 @@
 """Field-projected interaction: Pan et al., Ads Recommendation in a Collapsed and Entangled World, KDD 2024
 (arXiv:2403.00793), §4.4.
 
-FM with ⟨P_{f(i)} e_i, P_{f(j)} e_j⟩ in the place of ⟨e_i, e_j⟩, so that a field whose codes fill few dimensions does
-not pull the others' vectors into these. Differs from the paper, where projections come as a part of DCNv2: they stand
-alone here; labels share vectors and projections, each weighing the components; the vectors are standardised and then
-scaled by field (`models.interactions.InteractionTerm`).
+FM with ⟨P_{f(i)} e_i, P_{f(j)} e_j⟩ in the place of ⟨e_i, e_j⟩, so that a field whose codes fill few dimensions need
+not pull the others' vectors into these. One matrix a field says nothing that FM's vectors could not (P e is a vector
+too): it changes how they are learnt, and on the collapsing world of the tests they fill no more directions.
+
+Differs from the paper, where projections come as a part of DCNv2: they stand alone here; labels share vectors and
+projections, each weighing the components; the vectors are standardised and then scaled by field
+(`models.interactions.InteractionTerm`).
 """
 
 from __future__ import annotations

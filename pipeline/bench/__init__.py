@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.bench import ann, features, loader, merge, recall, train
+from pipeline.bench import ann, features, loader, merge, recall, scale, train
 
 Bench = tuple[Callable[..., dict[str, float]], dict[str, Any]]
 
@@ -13,6 +13,7 @@ BENCHES: dict[str, Bench] = {
     "train": (train.bench, {"rows": 40_000}),
     "loader": (loader.bench, {"rows": 100_000}),
     "features": (features.bench, {"events": 100_000}),
+    "scale": (scale.bench, {"events": 50_000, "days": 10, "parts": 2}),
     "recall": (recall.bench, {"users": 2_000, "impressions": 30_000}),
     "ann": (ann.bench, {"vectors": 20_000}),
     "merge": (merge.bench, {"requests": 200}),

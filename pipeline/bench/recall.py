@@ -21,12 +21,17 @@ def bench(users: int = 20_000, items: int = 5_000, impressions: int = 300_000, s
         tower.mkdir()
         out.mkdir()
         begun = time.perf_counter()
-        two_tower.train(
-            features, tower, settings=settings.two_tower, positive="click", seed=seed, log=lambda metrics, epoch: None
-        )
+        two_tower.train(features, tower, positive="click", seed=seed, log=lambda metrics, epoch: None)
         trained = time.perf_counter()
         found = candidates.recall(
-            features, tower, out, moment="test", settings=settings, positive="click", tasks=tasks, requests=2_000
+            features,
+            {"two_tower": tower},
+            out,
+            moment="test",
+            settings=settings,
+            positive="click",
+            tasks=tasks,
+            requests=2_000,
         )
         seconds = {"train_seconds": trained - begun, "recall_seconds": time.perf_counter() - trained}
         return {**seconds, **{name: value for name, value in found.items() if name.startswith(("recall", "merged"))}}

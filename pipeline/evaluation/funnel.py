@@ -72,7 +72,7 @@ def evaluate(
         "test_positives": len(replay.positives),
         "coarse_fine_tau": order_agreement(replay),
         "cascade_loss": cascade_loss(replay),
-        f"auc_{positive}_popularity": popularity_auc(features, positive),
+        f"auc_{positive}_popularity": popularity_auc(predictions, positive),
     }
     if truth.is_known(events):
         begin = json.loads((features / "slices.json").read_text())["test"]

@@ -90,12 +90,10 @@ def field_table(predictions: pl.DataFrame, features: Path, tasks: tuple[str, ...
     return pl.DataFrame(rows).with_columns(pl.col("error").fill_nan(None))
 
 
-def popularity_auc(features: Path, positive: str) -> float:
-    """AUC of the item's own as-of click rate on the test impressions, the least a ranker must beat; NaN where the log
-    has no such column."""
+def popularity_auc(predictions: pl.DataFrame, positive: str) -> float:
+    """AUC of the item's own as-of click rate on the test impressions, the least a ranker must beat; NaN where the
+    features have no such number."""
     rate = f"item_{positive}_rate_all"
-    log = pl.scan_parquet(features / "log.parquet")
-    if rate not in log.collect_schema():
+    if rate not in predictions.columns:
         return float("nan")
-    test = log.filter(pl.col("slice") == 2).select(positive, rate).collect()
-    return auc(test[positive].to_numpy(), test[rate].to_numpy())
+    return auc(predictions[positive].to_numpy(), predictions[rate].to_numpy())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from scipy.stats import t as student
 from torch import nn
 
-from pipeline.config import Fine
+from pipeline.config import Fine, Loss
 from pipeline.diagnostics import collapse
 from pipeline.evaluation.impressions import task_table
 from pipeline.evaluation.plots import DPI, LIGHT, WIDTH
@@ -36,17 +36,16 @@ def contest(features: Path, out: Path, *, settings: Fine, seed: int, log: Log) -
     second; the milliseconds that 300 candidates of one request take, features looked up, on this machine; and the
     mean information abundance of the ids' and other fields' embeddings.
     """
-    store = FeatureStore.open(features)
-    encoder = Encoder(store)
-    rows, weight = fine.weighed(store.log("train"), settings.loss, seed)
-    schema = replace(store.schema, encodings=settings.encodings)
-    held_out = store.log("validation")
+    store, encoder, train, held_out = _opened(features, settings.loss)
+    rows, weight = fine.weighed(train, settings.loss, seed)
+    schema = fine.outputs(store.schema, settings)
     model, fitted = fine.learn(encoder, schema, rows, weight, held_out, settings=settings, seed=seed, log=log)
-    predictions = pl.DataFrame(pa.table(chain.predict(store, encoder, model)))
+    predictions = pl.DataFrame(pa.table(chain.predict(store, encoder, model, schema)))
     names = pl.lit(pl.Series(store.schema.domains)).gather(pl.col("domain"))
     judged = task_table(predictions.with_columns(domain=names), store.schema.labels).filter(exposure="all")
     metrics = {
         **{f"validation_{name}": value for name, value in fitted.metrics.items()},
+        **chain.watch_metrics(predictions.to_arrow(), schema),
         "best_epoch": fitted.epoch,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "rows_per_second": fitted.epochs * len(rows) / fitted.seconds,
@@ -59,6 +58,14 @@ def contest(features: Path, out: Path, *, settings: Fine, seed: int, log: Log) -
         kinds = ("auc", "gauc", "log_loss", "ratio")
         metrics |= {f"{kind}_{row['task']}{suffix}": row[kind] for kind in kinds if row[kind] is not None}
     return metrics
+
+
+@lru_cache(maxsize=1)
+def _opened(features: Path, loss: Loss) -> tuple[FeatureStore, Encoder, Rows, Rows]:
+    """The store, its encoder, and the training and validation slices' impressions: the same in all of a zoo's
+    contests."""
+    store = FeatureStore.open(features)
+    return store, Encoder(store), fine.impressions(store, "train", loss), fine.impressions(store, "validation", loss)
 
 
 @torch.inference_mode()

@@ -20,15 +20,11 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
 
 def segment_auc(labels: np.ndarray, scores: np.ndarray, segment: np.ndarray, count: int) -> np.ndarray:
     """AUC (count,) within each segment of (N,) rows, from mid-ranks; NaN without both classes or with a NaN score."""
-    order = np.lexsort((scores, segment))
-    of, label, score = segment[order], np.asarray(labels)[order] > 0, scores[order]
-    first = np.flatnonzero(np.r_[True, (of[1:] != of[:-1]) | (score[1:] != score[:-1])][: len(of)])
-    end = np.r_[first[1:], len(of)][: len(first)]
-    rank = np.repeat((first + 1 + end) / 2, end - first) - np.searchsorted(of, of)
-    positives = np.bincount(of[label], minlength=count).astype(np.float64)
-    negatives = np.bincount(of[~label], minlength=count).astype(np.float64)
-    above = np.bincount(of[label], rank[label], minlength=count) - positives * (positives + 1) / 2
-    defined = (positives > 0) & (negatives > 0) & (np.bincount(of, np.isnan(score), minlength=count) == 0)
+    label, rank = np.asarray(labels) > 0, _mid_ranks(scores, segment)
+    positives = np.bincount(segment[label], minlength=count).astype(np.float64)
+    negatives = np.bincount(segment[~label], minlength=count).astype(np.float64)
+    above = np.bincount(segment[label], rank[label], minlength=count) - positives * (positives + 1) / 2
+    defined = (positives > 0) & (negatives > 0) & (np.bincount(segment, np.isnan(scores), minlength=count) == 0)
     return _divide(above, positives * negatives, defined)
 
 
@@ -38,6 +34,50 @@ def gauc(labels: np.ndarray, scores: np.ndarray, user: np.ndarray) -> float:
     values = segment_auc(labels, scores, segment, len(users))
     defined = ~np.isnan(values)
     return float(np.average(values[defined], weights=impressions[defined])) if defined.any() else float("nan")
+
+
+def spearman(values: np.ndarray, scores: np.ndarray) -> float:
+    """Correlation of the ranks, ties at their middle; NaN where one of them is constant."""
+    return float(_segment_spearman(values, scores, np.zeros(len(values), np.int64), 1)[0])
+
+
+def user_spearman(values: np.ndarray, scores: np.ndarray, user: np.ndarray) -> float:
+    """Mean rank correlation within users, weighted by their impressions, over users for whom it is defined."""
+    users, segment, impressions = np.unique(user, return_inverse=True, return_counts=True)
+    correlations = _segment_spearman(values, scores, segment, len(users))
+    defined = ~np.isnan(correlations)
+    return float(np.average(correlations[defined], weights=impressions[defined])) if defined.any() else float("nan")
+
+
+def duration_metrics(name: str, seconds: np.ndarray, expected: np.ndarray, user: np.ndarray) -> dict[str, float]:
+    """How well expected seconds (N,) order the seconds watched, over all rows and within users, and Σ expected / Σ
+    watched; by the duration's name, over the rows whose seconds are known."""
+    known = ~np.isnan(seconds)
+    seconds, expected, user = seconds[known], expected[known], user[known]
+    return {
+        f"spearman_{name}": spearman(seconds, expected),
+        f"user_spearman_{name}": user_spearman(seconds, expected, user),
+        f"ratio_{name}": calibration_ratio(seconds, expected),
+    }
+
+
+def _segment_spearman(values: np.ndarray, scores: np.ndarray, segment: np.ndarray, count: int) -> np.ndarray:
+    """Pearson correlation (count,) of the centred mid-ranks within each segment of (N,) rows."""
+    sizes = np.bincount(segment, minlength=count)
+    one, other = (_mid_ranks(column, segment) - (sizes[segment] + 1) / 2 for column in (values, scores))
+    squares = np.bincount(segment, one**2, count) * np.bincount(segment, other**2, count)
+    return _divide(np.bincount(segment, one * other, count), np.sqrt(squares), squares > 0)
+
+
+def _mid_ranks(values: np.ndarray, segment: np.ndarray) -> np.ndarray:
+    """Each row's rank from 1 among those of its segment (N,), ties at their middle."""
+    order = np.lexsort((values, segment))
+    of, sorted_values = segment[order], np.asarray(values)[order]
+    first = np.flatnonzero(np.r_[True, (of[1:] != of[:-1]) | (sorted_values[1:] != sorted_values[:-1])][: len(of)])
+    end = np.r_[first[1:], len(of)][: len(first)]
+    ranks = np.empty(len(of))
+    ranks[order] = np.repeat((first + 1 + end) / 2, end - first) - np.searchsorted(of, of)
+    return ranks
 
 
 def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:

@@ -25,6 +25,7 @@ from pipeline.evaluation import plots
 from pipeline.evaluation.funnel import read_tables
 from pipeline.evaluation.losses import LOSSES
 from pipeline.evaluation.replay import EVERYTHING
+from pipeline.features.store import SLICES, rows_of_slices
 
 UNDEFINED = "—"
 EXAMPLES = 5
@@ -152,14 +153,11 @@ def data_table(folders: Folders) -> Table:
     rows = [
         (name, _count(pq.read_metadata(events / f"{name}.parquet").num_rows)) for name in ("events", "users", "items")
     ]
-    slices = pl.read_parquet(folders["features"] / "log.parquet", columns=["slice"])["slice"]
-    rows += [(f"{name} impressions", _count(int((slices == number).sum()))) for number, name in enumerate(SLICES)]
+    shown = rows_of_slices(folders["features"])
+    rows += [(f"{name} impressions", _count(shown[name])) for name in SLICES]
     rejected = pl.read_parquet(events / "rejected.parquet").group_by("reason").len().sort("reason")
     rows += [(f"rejected: {reason}", _count(rows_)) for reason, rows_ in rejected.iter_rows()]
     return Table("The log", f"{_dates(folders)}.", ("table", "rows"), rows)
-
-
-SLICES = ("train", "validation", "test")
 
 
 def report_tables(tables: dict[str, Any]) -> dict[str, list[Table]]:

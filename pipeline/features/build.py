@@ -1,60 +1,63 @@
-"""Events → features: codes, numbers, histories and labels of every impression, each as of its own moment.
+"""Events → features: facts of every day, and what is fitted on the training slice.
 
-The numbers come from `FeatureStore.rows`, the same function that serves candidates later.
+The log is partitioned by day and user, its days of facts are computed or found (`pipeline.features.days`), and then
+vocabularies, encoded users and items, prior rates and means are fitted. `FeatureStore` puts both together when rows
+are read, so a split that moves recomputes no day.
 """
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.schema import Field, Schema, Sequence
 from pipeline import config
-from pipeline.features import crosses, identity, indexes, numeric, pairs, statistics
+from pipeline.features import crosses, facts, identity, indexes, numeric, pairs, partition, statistics
+from pipeline.features import days as kept_days
+from pipeline.features.days import Each, one_by_one
 from pipeline.features.identity import Vocabulary
+from pipeline.features.partition import DAY, Day, Numbered
 from pipeline.features.sequences import GAPS
-from pipeline.features.split import check_future, future_sample, single_feature_aucs, slice_of, slices
+from pipeline.features.split import check_future, future_sample, single_feature_aucs, slices
 from pipeline.features.store import (
-    CHUNK,
+    BUILT_IN_CONTEXT,
+    DAYS,
     POSITIONS,
     SLICES,
-    UNKNOWN_TIME,
     FeatureStore,
     Recipe,
     Rows,
+    as_columns,
     countable,
     hour,
     numbers,
     read_columns,
+    read_day,
+    read_group,
+    row_groups,
 )
+from pipeline.features.timeline import Integers
 from pipeline.lake import InputError, write_json
 from pipeline.progress import progress
 
-DAY = 86_400_000_000
 OF_EVENT = ("item_id", "author_id", "category", "domain")
 MATCHED = ("author_id", "category", "tag")
 LEAK_ROWS = 50_000
-BUILT_IN_CONTEXT = ("domain", "hour", "position")
-
-
-@dataclass(frozen=True)
-class Tables:
-    """The events folder with users and items numbered by row; row 0 of `users` and `items` is the unknown one.
-
-    `events` and `history` have user, item and time (µs) as integers in place of the ids.
-    """
-
-    users: pl.DataFrame
-    items: pl.DataFrame
-    events: pl.DataFrame
-    history: pl.DataFrame
-    domains: tuple[str, ...]
+FITTED_ROWS = 1 << 19
+CHECKED_ROWS = 1 << 18
+BEHAVIOUR_ROWS = 1 << 23
+WORK = "work"
 
 
 @dataclass(frozen=True)
@@ -68,113 +71,215 @@ class Encoded:
 
 
 def build(
-    events: Path, out: Path, *, features: config.Features, contract: config.Contract, split: config.Split
+    events: Path,
+    out: Path,
+    *,
+    features: config.Features,
+    contract: config.Contract,
+    split: config.Split,
+    kept: Path | None = None,
+    each: Each = one_by_one,
 ) -> dict[str, float]:
     """Fill `out` with the features folder of an events folder; returns counts, vocabulary sizes and leak figures.
 
+    Days of facts are looked for and left in the folder `kept`, on the same disk best; without it all are computed.
+    `each` runs the jobs; wherever it runs them, they must see the same files.
+
     Raises InputError for a configured column that is not there, an empty slice, or a feature that leaks.
     """
-    tables = read_tables(events, contract.tasks)
-    check_settings(tables, features, contract.tasks)
-    shown = tables.events.filter("shown")
-    bounds = slices(shown["time"].to_numpy(), split)
+    work = out / WORK
+    work.mkdir()
+    names = pl.read_parquet_schema(events / "events.parquet")
+    check_settings(events, names, features, contract.tasks)
+    numbered = partition.number(events, work)
+    settings = fact_settings(features, contract, list(names))
+    log = Partitioned.of(events, work, settings, numbered.domains, each)
+    bounds = slices(_times(log, split), split)
     write_json(out / "slices.json", bounds)
 
-    seen = _occurrences(tables, bounds["validation"])
-    users = _encode("user", tables.users, seen, features, features.user, bounds["validation"])
-    items = _encode("item", tables.items, seen, features, features.item, bounds["validation"])
-    context, context_fields, context_vocabularies = _encode_context(shown, tables.domains, features, bounds)
+    keys = {side: _keys(side, table, features) for side, table in (("user", numbered.users), ("item", numbered.items))}
+    told = _write_days(log, numbered, keys, kept or work / "kept", out / DAYS, each)
+
+    users = _encode("user", numbered.users, keys["user"], log, features, features.user, bounds["validation"])
+    items = _encode("item", numbered.items, keys["item"], log, features, features.item, bounds["validation"])
+    context_fields, context_vocabularies = _context(log, features, bounds["validation"])
     fields = (*users.fields, *items.fields, *context_fields)
     vocabularies = (*users.vocabularies, *items.vocabularies, *context_vocabularies)
-    delays = [f"{task}_time" for task in contract.tasks if f"{task}_time" in shown.columns]
-    log = shown.select("user", "item", "domain", "time", "random", *contract.tasks, *delays).with_columns(
-        pl.Series("slice", slice_of(shown["time"].to_numpy(), bounds)), *context
-    )
-    values = crosses.values_of(fields, vocabularies, tables.domains)
     chosen = crosses.choose(
-        log, users.table, items.table, fields, values, features, contract.positive, bounds["validation"]
+        _coded(log.scan(bounds["validation"]).filter("shown"), users, items, fields, context_vocabularies),
+        {field.name: field for field in fields},
+        crosses.values_of(fields, vocabularies, numbered.domains),
+        features.crosses,
+        contract.positive,
+        admit_after=features.admit_after,
+        evict_before=_evict_before(features, bounds["validation"]),
     )
     chosen.write(out)
+    fields, vocabularies = (*fields, *chosen.fields), (*vocabularies, *chosen.vocabularies)
     _write(chosen.extend("user", users.table), out / "users.parquet")
     _write(chosen.extend("item", items.table), out / "items.parquet")
-    _write(pl.concat([one.table for one in (*vocabularies, *chosen.vocabularies)]), out / "vocabulary.parquet")
+    _write(pl.concat([one.table for one in vocabularies]), out / "vocabulary.parquet")
     for name, task in features.behaviours.items():
-        _write(behaviour(tables, task), out / f"behaviour_{name}.parquet")
+        _write_behaviour(log, task, out / f"behaviour_{name}.parquet", numbered.users.height)
+    liked = log.positives(contract.positive, bounds["validation"], numbered.items.height)
+    indexes.write(numbered.items.drop("first_day"), liked, out)
 
-    liked = log.filter(pl.col("time") < bounds["validation"], pl.col(contract.positive) > 0)["item"]
-    indexes.write(tables.items, np.bincount(liked.to_numpy(), minlength=tables.items.height), out)
-    store = _store(out, log, (*fields, *chosen.fields), tables.domains, features, contract, bounds)
-    store, leak = _write_log(store, log, out)
+    recipe = Recipe(
+        statistics=features.statistics,
+        windows=features.windows,
+        rates=features.rates,
+        attributes=settings.attributes,
+        lengths=settings.lengths,
+        priors=_priors(log, bounds["validation"], each),
+    )
+    checked = _first_days(log.days)
+    store = _store(out, fields, recipe, contract, bounds, log, checked)
+    store, leak = _check(store, checked)
     (out / "schema.json").write_text(store.schema.to_json() + "\n")
     write_json(
         out / "encoders.json",
         {"recipe": store.recipe.to_json(), "numbers": {**users.encoders, **items.encoders}},
     )
-    return {
-        "users": tables.users.height - 1,
-        "items": tables.items.height - 1,
+    measured = {
+        "users": numbered.users.height - 1,
+        "items": numbered.items.height - 1,
         "fields": len(store.schema.fields),
         "numbers": len(store.schema.numbers),
-        **{f"rows_{name}": int((log["slice"] == number).sum()) for number, name in enumerate(SLICES)},
-        **{
-            f"{task}_rate_{name}": float(log.filter(pl.col("slice") == number)[task].mean())  # type: ignore[arg-type]
-            for number, name in enumerate(SLICES)
-            for task in contract.tasks
-        },
+        **log.slices(contract.tasks, bounds),
+        **told,
         **{name: value for one in vocabularies for name, value in one.metrics().items()},
         **chosen.metrics(),
         "leak_maximum_auc": leak,
     }
+    shutil.rmtree(work)
+    return measured
 
 
-def read_tables(events: Path, tasks: tuple[str, ...]) -> Tables:
-    """The events folder's tables, with ids replaced by row numbers and times by microseconds."""
-    users = _numbered(pl.read_parquet(events / "users.parquet"), "user_id")
-    items = _numbered(pl.read_parquet(events / "items.parquet"), "item_id")
-
-    def numbered(frame: pl.LazyFrame) -> pl.LazyFrame:
-        for side, table in (("user", users), ("item", items)):
-            rows = table.lazy().select(f"{side}_id", pl.int_range(pl.len(), dtype=pl.Int32).alias(side)).slice(1)
-            frame = frame.join(rows, on=f"{side}_id", how="left").drop(f"{side}_id")
-        return frame.with_columns(pl.col(pl.Datetime).dt.epoch("us"))
-
-    log = numbered(pl.scan_parquet(events / "events.parquet"))
-    domains = sorted(log.select(pl.col("domain").unique()).collect()["domain"].to_list())
-    log = log.with_columns(pl.col("domain").replace_strict(domains, range(len(domains)), return_dtype=pl.Int16))
-    first = ["time", "user", "item", "domain", *tasks]
-    frame = log.collect()
-    _require(frame, first, "events.parquet", "contract.tasks")
-    rest = [name for name in frame.columns if name not in first]
-    path = events / "history.parquet"
-    history = (
-        numbered(pl.scan_parquet(path)).collect()
-        if path.exists()
-        else pl.DataFrame(schema={"user": pl.Int32, "item": pl.Int32, "behaviour": pl.String, "time": pl.Int64})
+def fact_settings(features: config.Features, contract: config.Contract, columns: list[str]) -> facts.Settings:
+    """What the days hold, of a log with these columns."""
+    delays = tuple(f"{task}_time" for task in contract.tasks if f"{task}_time" in columns)
+    position = ["position"] if "position" in columns else []
+    return facts.Settings(
+        statistics=features.statistics,
+        windows=features.windows,
+        rates=features.rates,
+        behaviours=features.behaviours,
+        attributes=("item", *(name for name in MATCHED if name in features.item)),
+        lengths={name: features.lengths.get(name, features.length) for name in features.behaviours},
+        delays=delays,
+        context=tuple(name for name in features.context if name not in BUILT_IN_CONTEXT),
+        kept=(
+            "random",
+            *contract.tasks,
+            *contract.durations,
+            *delays,
+            *position,
+        ),
+        parts=features.parts,
     )
-    if "rank" not in history.columns:
-        history = history.with_columns(rank=pl.int_range(pl.len(), dtype=pl.Int32))
-    return Tables(users, items, frame.sort(first + rest), history, tuple(domains))
 
 
-def check_settings(tables: Tables, features: config.Features, tasks: tuple[str, ...]) -> None:
+@dataclass(frozen=True)
+class Partitioned:
+    """The log by day and part, and its history."""
+
+    work: Path
+    settings: facts.Settings
+    domains: tuple[str, ...]
+    days: tuple[Day, ...]
+    history: str
+
+    @classmethod
+    def of(
+        cls, events: Path, work: Path, settings: facts.Settings, domains: tuple[str, ...], each: Each
+    ) -> Partitioned:
+        cuts = partition.stretches(
+            events,
+            work,
+            columns=tuple(dict.fromkeys(("shown", *settings.kept, *settings.context))),
+            delays=settings.delays,
+            domains=domains,
+            parts=settings.parts,
+        )
+        days = [day for run in each(partition.cut, cuts) for day in run]
+        return cls(work, settings, domains, tuple(days), partition.cut_history(events, work, settings.parts))
+
+    def scan(self, before: int | None = None) -> pl.LazyFrame:
+        """All events, or those before a time (µs)."""
+        files = [
+            partition.events_file(self.work, day.day, part)
+            for day in self.days
+            if before is None or day.day * DAY < before
+            for part in range(self.settings.parts)
+        ]
+        log = pl.scan_parquet(files)
+        return log if before is None else log.filter(pl.col("time") < before)
+
+    def prior(self) -> pl.LazyFrame:
+        """What happened before the log."""
+        if not self.history:
+            empty = {"user": pl.Int32, "item": pl.Int32, "behaviour": pl.String, "time": pl.Int64, "rank": pl.Int32}
+            return pl.LazyFrame(schema=empty)
+        return pl.scan_parquet([partition.history_file(self.work, part) for part in range(self.settings.parts)])
+
+    def occurrences(self, side: Literal["user", "item"], before: int) -> pl.DataFrame:
+        """How often each user or item occurred before a time, and when it did last: side, count, last_seen."""
+        events = self.scan(before).select(side, "time")
+        prior = self.prior().filter(pl.col("time") < before).select(side, "time")
+        parts = [
+            one.group_by(side).agg(pl.len().cast(pl.Int64).alias("count"), pl.col("time").max().alias("last_seen"))
+            for one in (events, prior)
+        ]
+        both = pl.concat(parts).group_by(side).agg(pl.col("count").sum(), pl.col("last_seen").max())
+        return both.collect(engine="streaming")
+
+    def positives(self, task: str, before: int, items: int) -> Integers:
+        """How many impressions before a time were positive, by item (`items`,)."""
+        shown = self.scan(before).filter("shown", pl.col(task) > 0)
+        counted = shown.group_by("item").agg(pl.len()).collect(engine="streaming")
+        counts = np.zeros(items, np.int64)
+        counts[counted["item"].to_numpy()] = counted["len"].to_numpy()
+        return counts
+
+    def slices(self, tasks: tuple[str, ...], bounds: dict[str, int]) -> dict[str, float]:
+        """Impressions and rates of the tasks in each slice."""
+        number = pl.col("time").ge(bounds["validation"]).cast(pl.Int8) + pl.col("time").ge(bounds["test"]).cast(pl.Int8)
+        shown = self.scan().filter("shown").group_by(slice=number)
+        counts = shown.agg(pl.len(), *(pl.col(task).cast(pl.Int64).sum() for task in tasks)).collect(engine="streaming")
+        by_slice = dict(zip(counts["slice"], counts.iter_rows(named=True), strict=True))
+        return {
+            **{f"rows_{name}": by_slice[number]["len"] for number, name in enumerate(SLICES)},
+            **{
+                f"{task}_rate_{name}": by_slice[number][task] / by_slice[number]["len"]
+                for number, name in enumerate(SLICES)
+                for task in tasks
+            },
+        }
+
+
+def check_settings(
+    events: Path, log: dict[str, pl.DataType], features: config.Features, tasks: tuple[str, ...]
+) -> None:
     """Raise InputError, naming the TOML key and what there is, for a setting that the tables cannot meet."""
-    _require(tables.users, features.user, "users.parquet", "features.user")
-    _require(tables.items, features.item, "items.parquet", "features.item")
+    users, items = (pl.read_parquet_schema(events / f"{side}.parquet") for side in ("users", "items"))
+    _require(users, features.user, "users.parquet", "features.user")
+    _require(items, features.item, "items.parquet", "features.item")
     own = [name for name in features.context if name not in ("domain", "hour")]
-    _require(tables.events, own, "events.parquet", "features.context")
+    _require(log, own, "events.parquet", "features.context")
+    _require(log, ["time", "user_id", "item_id", "domain", *tasks], "events.parquet", "contract.tasks")
     for name in features.numbers:
-        if (name in tables.users.columns) == (name in tables.items.columns):
-            both = "both tables have it: rename one" if name in tables.users.columns else "neither table has it"
+        if (name in users) == (name in items):
+            both = "both tables have it: rename one" if name in users else "neither table has it"
             raise InputError(
                 f"column {name!r} of features.numbers must be in users.parquet or items.parquet, and {both} "
-                f"(users: {', '.join(tables.users.columns)}; items: {', '.join(tables.items.columns)})"
+                f"(users: {', '.join(users)}; items: {', '.join(items)})"
             )
     names = ["user_id", *features.user, "item_id", *features.item, *features.numbers, "domain", *own]
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"column {name!r} is named twice in [features]; rename it in one of its tables")
     identity.check_slots(names)
-    crosses.candidates(features.crosses, _crossable(tables, features))
+    crosses.candidates(features.crosses, _crossable(log, features))
     parts = ["user", "item", "domain", *features.user, *features.item]
     for entity in features.statistics:
         if unknown := [part for part in entity.split("+") if part not in parts]:
@@ -194,56 +299,75 @@ def check_settings(tables: Tables, features: config.Features, tasks: tuple[str, 
             raise InputError(f"features.{key}: {unknown[0]!r} is not a task of contract.tasks ({', '.join(tasks)})")
 
 
-def _crossable(tables: Tables, features: config.Features) -> list[str]:
+def _crossable(log: dict[str, pl.DataType], features: config.Features) -> list[str]:
     """The categorical columns of users, items and context, which can be crossed."""
     buckets = [name for name, encoding in features.numbers.items() if encoding == "bucket"]
-    built_in = ["position"] if "position" in tables.events.columns else []
+    built_in = ["position"] if "position" in log else []
     context = dict.fromkeys(["domain", *features.context, *built_in])
     return ["user_id", *features.user, "item_id", *features.item, *buckets, *context]
 
 
-def behaviour(tables: Tables, task: str) -> pl.DataFrame:
-    """The events of a task's positives, prior history first, sorted by user and time: user, item, domain, time.
-
-    A delayed task (with a column `<task>_time`) happens at that time.
-    """
-    when = f"{task}_time" if f"{task}_time" in tables.events.columns else "time"
-    logged = tables.events.filter(pl.col(task) > 0, pl.col(when).is_not_null()).select(
-        "user", "item", "domain", pl.col(when).alias("time"), source=1, rank=0
-    )
-    prior = tables.history.filter(pl.col("behaviour") == task).select(
-        "user", "item", pl.lit(-1, pl.Int16).alias("domain"), "time", source=0, rank="rank"
-    )
-    order = ["user", "time", "source", "rank", "item", "domain"]
-    merged = pl.concat([prior, logged], how="vertical_relaxed").sort(order)
-    return merged.select("user", "item", pl.col("domain").cast(pl.Int16), "time")
-
-
-def _numbered(table: pl.DataFrame, id_: str) -> pl.DataFrame:
-    return pl.concat([table.clear(1), table.sort(id_)])
-
-
-def _require(table: pl.DataFrame, names: list[str] | tuple[str, ...], file: str, key: str) -> None:
+def _require(table: dict[str, pl.DataType], names: list[str] | tuple[str, ...], file: str, key: str) -> None:
     for name in names:
-        if name not in table.columns:
-            raise InputError(
-                f"{file}: no column {name!r}, which {key} names; it has {', '.join(sorted(table.columns))}"
-            )
-        if table.schema[name].is_nested():
+        if name not in table:
+            raise InputError(f"{file}: no column {name!r}, which {key} names; it has {', '.join(sorted(table))}")
+        if table[name].is_nested():
             raise InputError(f"{file}: column {name!r}, which {key} names, holds lists; name a column of single values")
 
 
-def _occurrences(tables: Tables, validation: int) -> pl.DataFrame:
-    """Training events and prior history: user, item, time."""
-    columns = ("user", "item", "time")
-    parts = [tables.events.select(columns), tables.history.select(columns)]
-    return pl.concat(parts, how="vertical_relaxed").filter(pl.col("time") < validation)
+def _times(log: Partitioned, split: config.Split) -> Integers:
+    """Ascending times of impressions from which the slices follow: all of the days in which a slice may begin, the
+    first and the last of the others."""
+    shown = [day for day in log.days if day.shown]
+    end = shown[-1].last + 1 if shown else 0
+    test = end - round(split.test_days * DAY)
+    begins = {test // DAY, (test - round(split.validation_days * DAY)) // DAY}
+    times: list[Integers] = [np.empty(0, np.int64)]
+    for day in shown:
+        if day.day in begins:
+            files = [partition.events_file(log.work, day.day, part) for part in range(log.settings.parts)]
+            times.append(pl.scan_parquet(files).filter("shown").select("time").collect()["time"].sort().to_numpy())
+        else:
+            times.append(np.array([day.first, day.last]))
+    return np.concatenate(times)
+
+
+def _keys(side: str, table: pl.DataFrame, features: config.Features) -> dict[str, pl.Series]:
+    columns = features.user if side == "user" else features.item
+    return {name: identity.keys(table[name]) for name in columns}
+
+
+def _write_days(
+    log: Partitioned, numbered: Numbered, keys: dict[str, dict[str, pl.Series]], kept: Path, out: Path, each: Each
+) -> dict[str, float]:
+    """Compute or find the days of facts, and let them lie in `out`."""
+    counted = {part for entity in log.settings.statistics for part in entity.split("+")} | set(log.settings.attributes)
+    seen: dict[int, str] = {}
+    tables = {}
+    for side, table in (("user", numbered.users), ("item", numbered.items)):
+        columns = [pl.int_range(table.height, dtype=pl.Int32, eager=True).alias(side)]
+        columns += [keys[side][name].alias(name) for name in sorted(counted & keys[side].keys())]
+        if side == "item" and "content" in table.columns:
+            columns.append(_content(table["content"], f"{side}s.parquet"))
+        tables[side] = pl.DataFrame(columns)
+        first_day = table["first_day"].slice(1).drop_nulls().to_numpy()
+        known = [column.slice(1, len(first_day)).to_numpy() for column in columns]
+        for day, digest in kept_days.first_seen(first_day, known).items():
+            seen[day] = seen.get(day, "") + digest
+    facts.write_keys(log.work, tables["user"], tables["item"])
+    chained = kept_days.chain(log.settings, log.history, list(log.days), seen)
+    folders, told = kept_days.update(
+        kept, chained, work=log.work, settings=log.settings, domains=len(log.domains), each=each
+    )
+    kept_days.link(folders, out)
+    return told
 
 
 def _encode(
     side: Literal["user", "item"],
     table: pl.DataFrame,
-    occurrences: pl.DataFrame,
+    keys: dict[str, pl.Series],
+    log: Partitioned,
     features: config.Features,
     columns: tuple[str, ...],
     validation: int,
@@ -251,10 +375,10 @@ def _encode(
     """Codes and keys of the users' or items' categorical columns, and their encoded numbers."""
     seen = (
         table.select(pl.int_range(pl.len(), dtype=pl.Int32).alias(side), f"{side}_id", *columns)
-        .join(occurrences.group_by(side).agg(pl.len().alias("count"), pl.col("time").max().alias("last_seen")), on=side)
+        .join(log.occurrences(side, validation), on=side)
         .sort(side)
     )
-    evict_before = validation - round(features.evict_days * DAY)
+    evict_before = _evict_before(features, validation)
     coded, fields, vocabularies = [table[f"{side}_id"]], [], []
     for name in (f"{side}_id", *columns):
         occurred = seen.select(pl.col(name).alias("value"), "count", "last_seen")
@@ -263,7 +387,7 @@ def _encode(
         fields.append(Field(name, vocabulary.size, side))
         coded.append(vocabulary.encode(table[name]))
         if name in columns:
-            coded.append(identity.keys(table[name]).alias(f"key_{name}"))
+            coded.append(keys[name].alias(f"key_{name}"))
     encoded, encoders, buckets = _encode_numbers(table, seen[side].to_numpy(), features)
     fields += [Field(name, size, side) for name, size in buckets.items()]
     coded += encoded
@@ -272,6 +396,11 @@ def _encode(
     if "content" in table.columns:
         coded.append(_content(table["content"], f"{side}s.parquet"))
     return Encoded(pl.DataFrame(coded), tuple(fields), tuple(vocabularies), encoders)
+
+
+def _evict_before(features: config.Features, validation: int) -> int:
+    """A value last seen before this time (µs) is not admitted."""
+    return validation - round(features.evict_days * DAY)
 
 
 def _encode_numbers(
@@ -312,151 +441,195 @@ def _content(vectors: pl.Series, file: str) -> pl.Series:
     return pl.Series("content", matrix / np.where(norms > 0, norms, 1), dtype=pl.Array(pl.Float32, widths[0]))
 
 
-def _encode_context(
-    shown: pl.DataFrame, domains: tuple[str, ...], features: config.Features, bounds: dict[str, int]
-) -> tuple[list[pl.Series], list[Field], list[Vocabulary]]:
-    """Codes of the context: domain, what `features.context` names, and the position if the log has it."""
-    codes = {"domain": (shown["domain"].to_numpy() + 1, len(domains) + 1)}
+def _context(log: Partitioned, features: config.Features, validation: int) -> tuple[list[Field], list[Vocabulary]]:
+    """Fields of the context: domain, what `features.context` names, and the position if the log has it."""
+    fields = [Field("domain", len(log.domains) + 1, "context")]
     if "hour" in features.context:
-        codes["hour"] = (hour(shown["time"].to_numpy()), 25)
-    if "position" in shown.columns:
-        codes["position"] = (shown["position"].fill_null(0).clip(0, POSITIONS).to_numpy(), POSITIONS + 1)
-    columns = [pl.Series(f"code_{name}", values.astype(np.int32)) for name, (values, _) in codes.items()]
-    fields = [Field(name, size, "context") for name, (_, size) in codes.items()]
+        fields.append(Field("hour", 25, "context"))
+    if "position" in log.settings.kept:
+        fields.append(Field("position", POSITIONS + 1, "context"))
     vocabularies = []
-    train = shown.filter(pl.col("time") < bounds["validation"])
-    for name in (name for name in features.context if name not in BUILT_IN_CONTEXT):
-        seen = train.select(pl.col(name).alias("value"), pl.lit(1).alias("count"), pl.col("time").alias("last_seen"))
-        evict_before = bounds["validation"] - round(features.evict_days * DAY)
+    train = log.scan(validation).filter("shown")
+    for name in log.settings.context:
+        counted = train.group_by(name).agg(pl.len().alias("count"), pl.col("time").max().alias("last_seen"))
+        seen = counted.collect(engine="streaming").rename({name: "value"})
+        evict_before = _evict_before(features, validation)
         vocabulary = identity.fit(name, seen, admit_after=features.admit_after, evict_before=evict_before)
         vocabularies.append(vocabulary)
-        columns.append(vocabulary.encode(shown[name]))
         fields.append(Field(name, vocabulary.size, "context"))
-    return columns, fields, vocabularies
+    return fields, vocabularies
+
+
+def _coded(
+    rows: pl.LazyFrame,
+    users: Encoded,
+    items: Encoded,
+    fields: tuple[Field, ...],
+    vocabularies: list[Vocabulary],
+) -> pl.LazyFrame:
+    """Rows of the log with `code_<field>` of every field; what is not asked for is not computed."""
+    encode: dict[str, tuple[str, Callable[[pl.Series], pl.Series]]] = {
+        "domain": ("domain", lambda domains: domains + 1),
+        "hour": ("time", lambda times: pl.Series(hour(times.to_numpy()))),
+        "position": ("position", lambda positions: positions.fill_null(0).clip(0, POSITIONS)),
+        **{one.field: (one.field, one.encode) for one in vocabularies},
+    }
+    for field in fields:
+        if field.role in ("user", "item"):
+            table = users.table if field.role == "user" else items.table
+            encode[field.name] = (field.role, table[f"code_{field.name}"].gather)
+    return rows.with_columns(
+        pl.col(column).map_batches(partial(_as_codes, codes), return_dtype=pl.Int32, is_elementwise=True).alias(name)
+        for name, (column, codes) in ((f"code_{field.name}", encode[field.name]) for field in fields)
+    )
+
+
+def _as_codes(codes: Callable[[pl.Series], pl.Series], values: pl.Series) -> pl.Series:
+    return codes(values).cast(pl.Int32)
+
+
+def _write_behaviour(log: Partitioned, task: str, path: Path, users: int) -> None:
+    """The events of a task's positives, prior history first, sorted by user and time: user, item, domain, time.
+
+    A delayed task (with a column `<task>_time`) happens at that time. Users are taken so many at a time.
+    """
+    when = f"{task}_time" if f"{task}_time" in log.settings.delays else "time"
+    logged = (
+        log.scan()
+        .filter(pl.col(task) > 0, pl.col(when).is_not_null())
+        .select(
+            "user", "item", "domain", pl.col(when).alias("time"), source=pl.lit(1, pl.Int8), rank=pl.lit(0, pl.Int32)
+        )
+    )
+    prior = (
+        log.prior()
+        .filter(pl.col("behaviour") == task)
+        .select("user", "item", pl.lit(-1, pl.Int16).alias("domain"), "time", source=pl.lit(0, pl.Int8), rank="rank")
+    )
+    merged = pl.concat([prior, logged], how="vertical_relaxed")
+    rows = merged.select(pl.len()).collect(engine="streaming").item()
+    bounds = np.linspace(0, users, rows // BEHAVIOUR_ROWS + 2).astype(int)
+    writer = None
+    try:
+        for low, high in pairwise(bounds):
+            some = merged.filter(pl.col("user") >= int(low), pl.col("user") < int(high)).collect(engine="streaming")
+            some = some.sort("user", "time", "source", "rank", "item", "domain")
+            table = some.select("user", "item", "domain", "time").to_arrow()
+            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd", write_statistics=False)
+            writer.write_table(table)
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _priors(log: Partitioned, validation: int, each: Each) -> dict[str, dict[str, tuple[float, float]]]:
+    """Per entity and rate the (a, b) of its smoothing, fitted on what training rows showed."""
+    jobs = kept_days.jobs(
+        tuple(day for day in log.days if day.day * DAY < validation),
+        0,
+        work=log.work,
+        out=log.work,
+        settings=log.settings,
+        domains=len(log.domains),
+        whole=True,
+    )
+    counted = [facts.Tally(job, validation) for job in jobs]
+    each(facts.tally, counted)
+    priors = {}
+    for entity in log.settings.statistics:
+        files = [path for one in counted if (path := facts.tally_file(one.job, entity)).exists()]
+        table = pl.read_parquet(files).group_by("shows", *log.settings.rates).agg(pl.col("keys").sum())
+        table = table.sort("shows", *log.settings.rates)
+        priors[entity] = {
+            rate: numeric.fit_rate(table[rate], table["shows"], table["keys"]) for rate in log.settings.rates
+        }
+    return priors
 
 
 def _store(
     out: Path,
-    log: pl.DataFrame,
     fields: tuple[Field, ...],
-    domains: tuple[str, ...],
-    features: config.Features,
+    recipe: Recipe,
     contract: config.Contract,
     bounds: dict[str, int],
+    log: Partitioned,
+    checked: list[str],
 ) -> FeatureStore:
-    """The store over the tables written so far, with the rates' priors fitted on the training rows."""
+    """The store over the tables written so far; of the events it holds those of the days to be checked."""
     users, items = read_columns(out / "users.parquet"), read_columns(out / "items.parquet")
     if "content" in users and "content" in items and users["content"].shape[1] != items["content"].shape[1]:
         raise InputError(
             f"users.parquet: vectors of column 'content' have {users['content'].shape[1]} numbers and those of "
             f"items.parquet {items['content'].shape[1]}; take both from one model, or drop the users'"
         )
-    behaviours = {name: read_columns(out / f"behaviour_{name}.parquet") for name in features.behaviours}
-    recipe = Recipe(
-        statistics=features.statistics,
-        windows=features.windows,
-        rates=features.rates,
-        attributes=("item", *(name for name in MATCHED if name in features.item)),
-        lengths={name: features.lengths.get(name, features.length) for name in behaviours},
-        priors={},
-    )
+    behaviours = {name: read_columns(out / f"behaviour_{name}.parquet") for name in log.settings.behaviours}
     shared = tuple(name for name in OF_EVENT if name in {field.name for field in fields})
     schema = Schema(
         fields=fields,
         numbers=numbers(users, items, behaviours, recipe),
         sequences=tuple(Sequence(name, shared, length, GAPS) for name, length in recipe.lengths.items()),
         labels=contract.tasks,
-        domains=domains,
+        domains=log.domains,
         content=items["content"].shape[1] if "content" in items else 0,
+        durations=tuple(contract.durations),
     )
-    delays = [f"{rate}_time" for rate in features.rates if f"{rate}_time" in log.columns]
-    columns = log.select("user", "item", "domain", "time", *features.rates, pl.col(delays).fill_null(UNKNOWN_TIME))
-    events = countable({name: columns[name].to_numpy() for name in columns.columns}, features.rates)
-    store = FeatureStore(out, schema, bounds, recipe, users, items, behaviours, events, pairs.read(out, schema))
-    return replace(store, recipe=replace(recipe, priors=_priors(store)))
+    delays = [f"{rate}_time" for rate in recipe.rates if f"{rate}_time" in log.settings.delays]
+    names = ["user", "item", "domain", "time", *recipe.rates, *delays]
+    columns = as_columns(pa.concat_tables([read_day(out, day, names) for day in checked]))
+    events = countable(columns, recipe.rates)
+    return FeatureStore(out, schema, bounds, recipe, users, items, behaviours, events, pairs.read(out, schema))
 
 
-def _priors(store: FeatureStore) -> dict[str, dict[str, tuple[float, float]]]:
-    """Per entity and rate the (a, b) of its smoothing, fitted on what training rows showed."""
-    events = store.events
-    train = events["time"] < store.slices["validation"]
-    priors = {}
-    for entity in store.recipe.statistics:
-        keys = store.entity_keys(entity, events["user"], events["item"], events["domain"])[train]
-        places = np.unique(keys, return_inverse=True)[1]
-        shows = np.bincount(places, events["shows"][train])
-        rates = {rate: np.bincount(places, events[rate][train]) for rate in store.recipe.rates}
-        priors[entity] = {rate: numeric.fit_rate(positives, shows) for rate, positives in rates.items()}
-    return priors
+def _first_days(days: tuple[Day, ...]) -> list[str]:
+    """The first days of the log, up to `CHECKED_ROWS` impressions or a day more."""
+    until = np.searchsorted(np.cumsum([day.shown for day in days]), CHECKED_ROWS)
+    return [day.date for day in days[: int(until) + 1]]
 
 
-def _write_log(store: FeatureStore, log: pl.DataFrame, out: Path) -> tuple[FeatureStore, float]:
-    """Write log.parquet, chunk by chunk, and leaks.parquet; returns the store with its numbers' means, and the
-    greatest AUC of a single feature."""
-    times = log["time"].to_numpy()
-    trained = int((log["slice"] == 0).sum())
-    leak_rows = np.linspace(0, trained - 1, min(trained, LEAK_ROWS)).astype(np.int64)
-    cuts = future_sample(times)
-    wanted = np.unique(np.concatenate([leak_rows, *(rows for _, rows in cuts)]))
-    kept = np.empty((len(wanted), len(store.schema.numbers)), np.float32)
-    sums = np.zeros((2, len(store.schema.numbers)))
-    writer = None
-    try:
-        for begin in progress(range(0, log.height, CHUNK), "features of the log"):
-            chunk = log.slice(begin, CHUNK)
-            rows = _rows(store, chunk)
-            train = rows.numbers[: max(0, trained - begin)].astype(np.float64)
-            sums += train.sum(axis=0), (train**2).sum(axis=0)
-            inside = (wanted >= begin) & (wanted < begin + CHUNK)
-            kept[inside] = rows.numbers[wanted[inside] - begin]
-            table = _with_features(store, chunk, rows).to_arrow()
-            writer = writer or pq.ParquetWriter(
-                out / "log.parquet", table.schema, compression="zstd", use_dictionary=False, write_statistics=False
-            )
-            writer.write_table(table)
-    finally:
-        if writer is not None:
-            writer.close()
+def _check(store: FeatureStore, checked: list[str]) -> tuple[FeatureStore, float]:
+    """The store with its numbers' means, and the greatest AUC of a single feature, after a look for features that know
+    the future.
 
-    names = [number.name for number in store.schema.numbers]
-    for moment, rows_at in cuts:
-        cut = _rows(store.cut(moment), log[rows_at])
-        check_future(names, kept[np.searchsorted(wanted, rows_at)], cut.numbers, moment)
-    leak = _write_leaks(store, log[leak_rows], kept[np.searchsorted(wanted, leak_rows)], out)
-
-    mean = sums[0] / trained
-    std = np.sqrt(np.maximum(sums[1] / trained - mean**2, 0))
+    Means and AUCs are those of training rows, of a large log every so many row groups; leaks.parquet tells the AUCs.
+    The future is cut off the days to be checked.
+    """
+    groups = [one for one in row_groups(store.folder) if one.begin < store.slices["validation"]]
+    step = -(-sum(one.rows for one in groups) // FITTED_ROWS)
+    parts = []
+    for one in progress(groups[::step], "features of the log"):
+        rows = store.decode(read_group(one))
+        parts.append(rows.take(rows.time < store.slices["validation"]))
+    train = Rows.concatenate(parts)
+    values = train.numbers.astype(np.float64)
+    mean, std = values.mean(axis=0), values.std(axis=0)
     described = tuple(
         replace(number, mean=float(center), std=float(spread) if spread > 1e-6 else 1.0)
         for number, center, spread in zip(store.schema.numbers, mean, std, strict=True)
     )
+    log = Rows.concatenate([store.read(day) for day in checked])
+    names = [number.name for number in store.schema.numbers]
+    for moment, rows_at in future_sample(log.time):
+        some = log.take(rows_at)
+        cut = store.cut(moment).rows(some.user, some.item, some.domain, some.time)
+        check_future(names, some.numbers, cut.numbers, moment)
+    order = np.argsort(train.time, kind="stable")
+    leak_rows = order[np.linspace(0, len(train) - 1, min(len(train), LEAK_ROWS)).astype(np.int64)]
+    leak = _write_leaks(store, train.take(leak_rows))
     return replace(store, schema=replace(store.schema, numbers=described)), leak
 
 
-def _rows(store: FeatureStore, log: pl.DataFrame) -> Rows:
-    return store.rows(log["user"].to_numpy(), log["item"].to_numpy(), log["domain"].to_numpy(), log["time"].to_numpy())
-
-
-def _with_features(store: FeatureStore, log: pl.DataFrame, rows: Rows) -> pl.DataFrame:
-    return log.with_columns(
-        *(pl.Series(number.name, rows.numbers[:, place]) for place, number in enumerate(store.schema.numbers)),
-        *(pl.Series(f"{name}_end", ends) for name, ends in rows.ends.items()),
-        *(pl.Series(f"{name}_length", lengths) for name, lengths in rows.lengths.items()),
-    )
-
-
-def _write_leaks(store: FeatureStore, log: pl.DataFrame, values: npt.NDArray[np.float32], out: Path) -> float:
-    """Write every feature's own AUC for every task on training rows; returns the greatest."""
+def _write_leaks(store: FeatureStore, rows: Rows) -> float:
+    """Write every feature's own AUC for every task; returns the greatest."""
     features: dict[str, npt.NDArray[Any]] = {
-        number.name: values[:, place] for place, number in enumerate(store.schema.numbers)
+        number.name: rows.numbers[:, place] for place, number in enumerate(store.schema.numbers)
     }
-    context = {name.removeprefix("code_"): log[name].to_numpy() for name in log.columns if name.startswith("code_")}
-    crossed = store.crossed(log["user"].to_numpy(), log["item"].to_numpy(), context)
-    features |= {f"code_{name}": codes for name, codes in (context | crossed).items()}
-    areas = single_feature_aucs(features, {task: log[task].to_numpy() for task in store.schema.labels})
+    context = [store.schema.fields[place].name for place in store.schema.positions("context", "cross")]
+    features |= {f"code_{name}": rows.context[:, place] for place, name in enumerate(context)}
+    labels = {task: rows.labels[:, place] for place, task in enumerate(store.schema.labels)}
+    areas = single_feature_aucs(features, labels)
     columns = {"feature": pl.String, "task": pl.String, "auc": pl.Float64}
     table = pl.DataFrame([(*pair, area) for pair, area in areas.items()], schema=columns, orient="row")
-    _write(table.sort(["auc", "feature", "task"], descending=[True, False, False]), out / "leaks.parquet")
+    _write(table.sort(["auc", "feature", "task"], descending=[True, False, False]), store.folder / "leaks.parquet")
     return max(areas.values(), default=0.5)
 
 

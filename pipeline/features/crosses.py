@@ -14,7 +14,7 @@ telling users apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -28,12 +28,12 @@ from models.schema import Field, Role
 from pipeline import config
 from pipeline.features import identity
 from pipeline.features.identity import VALUE_BITS, Vocabulary
-from pipeline.features.pairs import CROSS, FILE, Codes, Pair
+from pipeline.features.pairs import CROSS, FILE, Pair
 from pipeline.features.timeline import Integers
 from pipeline.lake import InputError
 from pipeline.progress import progress
 
-Labels = npt.NDArray[np.integer[Any]]
+Counts = npt.NDArray[np.integer[Any]]
 
 JUDGED = {
     "field": pl.String,
@@ -44,8 +44,8 @@ JUDGED = {
     "right": pl.Float64,
     "interaction": pl.Float64,
 }
-DAY = 86_400_000_000
-LOW = 0xFFFFFFFF
+GROUPS = ("user", "item")
+SAMPLE = 1 << 21
 ROUNDS, PRECISION = 100, 1e-3
 CODES = {"field": pl.String, "left": pl.Int32, "right": pl.Int32, "code": pl.Int32}
 
@@ -121,63 +121,43 @@ def candidates(settings: config.Crosses, columns: Iterable[str]) -> list[str]:
 
 
 def choose(
-    log: pl.DataFrame,
-    users: pl.DataFrame,
-    items: pl.DataFrame,
-    fields: Iterable[Field],
-    values: Mapping[str, pl.DataFrame],
-    settings: config.Features,
-    positive: str,
-    validation: int,
-) -> Crosses:
-    """Choose among the candidates by what training rows of the log, those before `validation` (µs), say of `positive`.
-
-    `values[name]` has the value and the FID of each of a field's codes 1, 2, …. The pairs that the settings list are
-    kept, and of those made from their columns the `keep` with the most interaction information, if they have any.
-    """
-    train = log.filter(pl.col("time") < validation)
-    by_name = {field.name: field for field in fields}
-    tables: dict[str, tuple[pl.DataFrame, str]] = {"user": (users, "user"), "item": (items, "item")}
-
-    def codes(name: str) -> Codes:
-        if (role := by_name[name].role) in tables:
-            table, row = tables[role]
-            return table[f"code_{name}"].gather(train[row]).to_numpy()
-        return train[f"code_{name}"].to_numpy()
-
-    return fit(
-        settings.crosses,
-        by_name,
-        values,
-        codes,
-        train["time"].to_numpy(),
-        (train[positive] > 0).to_numpy().astype(np.int64),
-        [train["user"].to_numpy(), train["item"].to_numpy()],
-        admit_after=settings.admit_after,
-        evict_before=validation - round(settings.evict_days * DAY),
-    )
-
-
-def fit(
-    settings: config.Crosses,
+    rows: pl.LazyFrame,
     fields: Mapping[str, Field],
     values: Mapping[str, pl.DataFrame],
-    codes: Callable[[str], Codes],
-    times: Integers,
-    labels: Labels,
-    groups: Sequence[Codes],
+    settings: config.Crosses,
+    positive: str,
     *,
     admit_after: int,
     evict_before: int,
 ) -> Crosses:
-    """`choose` on the codes (N,) of each field, times (N,) in µs, 0/1 labels (N,) and groups (N,) of training rows."""
+    """Choose among the candidates by what training rows say of a task, `positive`.
+
+    `rows` has the columns user, item, time (µs), the task's, and `code_<field>` of all that may be crossed;
+    `values[name]` has the value and the FID of each of a field's codes 1, 2, …. The pairs that the settings list are
+    kept, and of those made from their columns the `keep` with the most interaction information, if they have any.
+
+    Only the pairs of codes are held in memory, and for the likeness of a user's or an item's rows those of every so
+    many users or items: about `SAMPLE` rows. Raises InputError for a field with more pairs than a vocabulary can hold.
+    """
     names = candidates(settings, fields)
-    judged = []
+    if not names:
+        return Crosses((), (), pl.DataFrame(schema=CODES), {}, pl.DataFrame(schema={**JUDGED, "chosen": pl.Boolean}))
+    parts = dict.fromkeys(part for name in names for part in name.split(CROSS))
+    coded = rows.select("time", *GROUPS, pl.col(positive).alias("label"), *(f"code_{part}" for part in parts))
+    total = coded.select(pl.len()).collect(engine="streaming").item()
+    every = -(-total // SAMPLE) or 1
+    samples = {group: coded.filter(pl.col(group) % every == 0).collect(engine="streaming") for group in GROUPS}
+    judged, cells = [], {}
     for name in progress(names, "crosses"):
-        left, right = (codes(part) for part in name.split(CROSS))
-        cells = _cells(left, right, times)
-        kept = cells.admitted(admit_after, evict_before)
-        judged.append({"field": name, **_judge(cells, kept, left, right, labels, groups)})
+        left, _, right = name.partition(CROSS)
+        if fields[left].size * fields[right].size > identity.MOST_DISTINCT:
+            key = pl.col(f"code_{left}").cast(pl.Int64) * fields[right].size + pl.col(f"code_{right}")
+            identity.check_distinct(name, coded.select(key.approx_n_unique()).collect(engine="streaming").item())
+        counted = _cells(coded, left, right)
+        admitted = counted.filter(pl.col("shown") >= admit_after, pl.col("last_seen") >= evict_before)
+        groups = [_cells(sample.lazy(), left, right, group) for group, sample in samples.items()]
+        judged.append({"field": name, **_judge(admitted, groups, total)})
+        cells[name] = counted
     listed = pl.col("field").is_in(list(settings.pairs))
     best = (pl.col("interaction").rank("ordinal", descending=True).over(listed) <= settings.keep) & (
         pl.col("interaction") > 0
@@ -186,11 +166,7 @@ def fit(
     table = table.sort("interaction", "field", descending=[True, False])
     chosen = [name for name in names if name in set(table.filter("chosen")["field"])]
     identity.check_slots([*fields, *chosen])
-    made = []
-    for name in chosen:
-        left, right = (codes(part) for part in name.split(CROSS))
-        cells = _cells(left, right, times)
-        made.append(_vocabulary(name, cells, values, admit_after, evict_before))
+    made = [_vocabulary(name, cells[name], values, admit_after, evict_before) for name in chosen]
     return Crosses(
         fields=tuple(
             Field(name, vocabulary.size, _role(name, fields))
@@ -231,11 +207,10 @@ def _mix(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return words ^ (words >> np.uint64(33))
 
 
-def information(cells: Codes, labels: Labels) -> float:
-    """I(cell; label) in nats of N cells ≥ 0 and 0/1 labels, less the bias (cells − 1)(classes − 1) / 2N."""
-    shown = np.bincount(cells)
-    shown, places = shown[shown > 0], (np.cumsum(shown > 0) - 1)[cells]
-    positive = np.bincount(places, labels, minlength=len(shown))
+def information(shown: Counts, positive: Counts) -> float:
+    """I(cell; label) in nats of cells (P,) with so many rows and positives each, less the bias
+    (cells − 1)(classes − 1) / 2N."""
+    shown, positive = shown[shown > 0], positive[shown > 0]
     joint = np.stack([shown - positive, positive])
     total = joint.sum()
     if total == 0:
@@ -247,16 +222,15 @@ def information(cells: Codes, labels: Labels) -> float:
     return float(found - (len(shown) - 1) * (classes - 1) / (2 * total))
 
 
-def interaction(left: Codes, right: Codes, labels: Labels, groups: Iterable[Codes] = ()) -> float:
-    """What the pairs of N rows tell of their 0/1 labels beyond the two parts' own effects, in nats, less its bias.
+def interaction(cells: pl.DataFrame, groups: Iterable[pl.DataFrame] = ()) -> float:
+    """What pairs tell of the 0/1 labels of their rows beyond the two parts' own effects, in nats a row, less its bias.
 
-    The model without interaction is fitted by iterative proportional fitting (Deming & Stephan, 1940). Rows with the
-    same number in one of the `groups` (N,), such as a user's, are not taken for independent.
+    `cells` has the columns left, right (codes), shown (rows) and positive. The model without interaction is fitted by
+    iterative proportional fitting (Deming & Stephan, 1940). Rows in one row of the `groups`, which have the same
+    columns for each pair and, say, user, are not taken for independent.
     """
-    pairs, cell = np.unique(left.astype(np.int64) << 32 | right, return_inverse=True)
-    sides = [np.unique(part, return_inverse=True)[1] for part in (pairs >> 32, pairs & LOW)]
-    positive = np.bincount(cell, labels, minlength=len(pairs))
-    shown = np.bincount(cell, minlength=len(pairs))
+    sides = [np.unique(cells[part], return_inverse=True)[1] for part in ("left", "right")]
+    shown, positive = cells["shown"].to_numpy(), cells["positive"].to_numpy()
     found = np.stack([shown - positive, positive])
     if not found.sum(axis=1).all():
         return 0.0
@@ -271,73 +245,57 @@ def interaction(left: Codes, right: Codes, labels: Labels, groups: Iterable[Code
             break
     some = found > 0
     beyond = (found[some] * np.log(found[some] / expected[some])).sum()
-    free = max(len(pairs) - sum(int(side.max()) + 1 for side in sides) + 1, 0)
-    effect = max([1.0, *(_design_effect(cell, group, labels, expected[1] / shown) for group in groups)])
-    return float((beyond - effect * free / 2) / len(labels))
+    free = max(len(shown) - sum(int(side.max()) + 1 for side in sides) + 1, 0)
+    rates = cells.select("left", "right", rate=pl.Series(expected[1] / shown))
+    effect = max([1.0, *(_design_effect(rates, group) for group in groups)])
+    return float((beyond - effect * free / 2) / shown.sum())
 
 
-def _design_effect(cell: Integers, group: Codes, labels: Labels, rates: npt.NDArray[np.float64]) -> float:
+def _design_effect(rates: pl.DataFrame, group: pl.DataFrame) -> float:
     """How many times greater the variance of the cells' sums of labels is than that of independent rows with these
-    rates (cells,), if rows of one group are alike."""
-    errors = labels - rates[cell]
-    together = np.unique(cell << 32 | group, return_inverse=True)[1]
-    independent = (rates * (1 - rates))[cell].sum()
-    return float((np.bincount(together, errors) ** 2).sum() / independent) if independent > 0 else 1.0
+    rates, if rows of one group are alike."""
+    told = group.join(rates, on=["left", "right"], maintain_order="left")
+    shown, positive, rate = (told[name].to_numpy() for name in ("shown", "positive", "rate"))
+    independent = (shown * rate * (1 - rate)).sum()
+    return float(((positive - shown * rate) ** 2).sum() / independent) if independent > 0 else 1.0
 
 
-@dataclass(frozen=True)
-class _Cells:
-    """The pairs of known codes among N rows: their codes, how often and when last; `place` (N,), -1 for none."""
-
-    left: Integers
-    right: Integers
-    count: Integers
-    last_seen: Integers
-    place: Integers
-
-    def admitted(self, admit_after: int, evict_before: int) -> npt.NDArray[np.bool_]:
-        return (self.count >= admit_after) & (self.last_seen >= evict_before)
-
-
-def _cells(left: Codes, right: Codes, times: Integers) -> _Cells:
-    known = (left > 0) & (right > 0)
-    keys, inverse = np.unique(left[known].astype(np.int64) << 32 | right[known], return_inverse=True)
-    last_seen = np.full(len(keys), np.iinfo(np.int64).min)
-    np.maximum.at(last_seen, inverse, times[known])
-    place = np.full(len(left), -1, np.int64)
-    place[known] = inverse
-    return _Cells(keys >> 32, keys & LOW, np.bincount(inverse, minlength=len(keys)), last_seen, place)
+def _cells(rows: pl.LazyFrame, left: str, right: str, *by: str) -> pl.DataFrame:
+    """The pairs of known codes among rows, and whose else `by` says: left, right, shown (rows), positive and last_seen,
+    in the order of the pairs."""
+    codes = [pl.col(f"code_{left}").alias("left"), pl.col(f"code_{right}").alias("right")]
+    known = rows.filter(code > 0 for code in codes)
+    counted = known.group_by(*codes, *by).agg(
+        shown=pl.len().cast(pl.Int64),
+        positive=(pl.col("label") > 0).sum().cast(pl.Int64),
+        last_seen=pl.col("time").max(),
+    )
+    return counted.collect(engine="streaming").sort("left", "right", *by)
 
 
-def _judge(
-    cells: _Cells,
-    admitted: npt.NDArray[np.bool_],
-    left: Codes,
-    right: Codes,
-    labels: Labels,
-    groups: Iterable[Codes],
-) -> dict[str, float]:
-    """Measured on the rows where the cross says anything, then times their share."""
-    rows = np.append(admitted, [False])[cells.place]
-    told = {"information": cells.place[rows], "left": left[rows], "right": right[rows]}
-    measured = {name: information(part, labels[rows]) for name, part in told.items()}
-    measured["interaction"] = interaction(left[rows], right[rows], labels[rows], [group[rows] for group in groups])
-    share = float(rows.mean()) if len(rows) else 0.0
-    return {"pairs": int(admitted.sum()), "share": share} | {name: share * value for name, value in measured.items()}
+def _judge(cells: pl.DataFrame, groups: Iterable[pl.DataFrame], rows: int) -> dict[str, float]:
+    """Measured on the rows where the cross says anything, then times their share of all the `rows`."""
+    shown, positive = cells["shown"].to_numpy(), cells["positive"].to_numpy()
+    told = {"information": np.arange(len(shown)), "left": cells["left"].to_numpy(), "right": cells["right"].to_numpy()}
+    measured = {
+        name: information(np.bincount(part, shown).astype(np.int64), np.bincount(part, positive).astype(np.int64))
+        for name, part in told.items()
+    }
+    measured["interaction"] = interaction(cells, groups)
+    share = float(shown.sum() / max(rows, 1))
+    return {"pairs": len(shown), "share": share} | {name: share * value for name, value in measured.items()}
 
 
 def _vocabulary(
-    name: str, cells: _Cells, values: Mapping[str, pl.DataFrame], admit_after: int, evict_before: int
+    name: str, cells: pl.DataFrame, values: Mapping[str, pl.DataFrame], admit_after: int, evict_before: int
 ) -> tuple[Vocabulary, pl.DataFrame]:
     """The vocabulary of a cross, and which pair of codes has which of its codes."""
     left, _, right = name.partition(CROSS)
-    one, other = values[left][cells.left - 1], values[right][cells.right - 1]
+    one, other = values[left][cells["left"].to_numpy() - 1], values[right][cells["right"].to_numpy() - 1]
     fids = pl.Series("fid", pair_fids(name, one["fid"].to_numpy(), other["fid"].to_numpy()))
-    seen = pl.DataFrame({"count": cells.count, "last_seen": cells.last_seen}).with_columns(
-        fids, value=one["value"] + f" {CROSS} " + other["value"]
-    )
+    seen = cells.select(fids, "last_seen", count="shown", value=one["value"] + f" {CROSS} " + other["value"])
     vocabulary = identity.admit(name, seen, admit_after=admit_after, evict_before=evict_before)
-    pairs = pl.DataFrame({"left": cells.left, "right": cells.right}).with_columns(fids)
+    pairs = cells.select("left", "right", fids)
     codes = pairs.join(vocabulary.table.select("fid", "code"), on="fid").sort("left", "right")
     return vocabulary, codes.select(pl.lit(name).alias("field"), "left", "right", "code").cast(CODES)  # type: ignore[arg-type]
 

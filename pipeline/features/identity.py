@@ -10,13 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 import xxhash
 
 from pipeline.lake import InputError
 
 VALUE_BITS = 48
 SLOTS = 1 << 15
+MOST_DISTINCT = 50_000_000
 
 
 def slot(field: str) -> int:
@@ -45,13 +48,26 @@ def canonical(values: pl.Series) -> pl.Series:
     return values.cast(pl.String)
 
 
+def distinct(values: pl.Series) -> tuple[pl.Series, npt.NDArray[np.int32]]:
+    """A column's distinct values in the order of their first rows, and each row's place among them; -1 for null.
+
+    What depends on the value alone is computed for the distinct ones and taken by place: `results[places]`.
+    """
+    encoded = values.rechunk().to_arrow().dictionary_encode()
+    places = encoded.indices.cast(pa.int32()).fill_null(-1).to_numpy()
+    return pl.Series(values.name, encoded.dictionary), places
+
+
 def fids(field: str, values: pl.Series) -> pl.Series:
     """Feature ids (Int64) of a column's values; null stays null. Each distinct value is hashed once."""
-    texts = canonical(values)
-    distinct = texts.drop_nulls().unique(maintain_order=True)
-    high, mask = slot(field) << VALUE_BITS, (1 << VALUE_BITS) - 1
-    hashed = pl.Series([high | (xxhash.xxh64_intdigest(text.encode()) & mask) for text in distinct], dtype=pl.Int64)
-    return texts.replace_strict(distinct, hashed, default=None, return_dtype=pl.Int64).alias("fid")
+    once, places = distinct(values)
+    return _fids(field, canonical(once)).extend_constant(None, 1).gather(places)
+
+
+def _fids(field: str, texts: pl.Series) -> pl.Series:
+    high, mask = np.uint64(slot(field) << VALUE_BITS), np.uint64((1 << VALUE_BITS) - 1)
+    hashes = np.fromiter(map(xxhash.xxh64_intdigest, texts.fill_null("").cast(pl.Binary)), np.uint64, len(texts))
+    return pl.select(fid=pl.when(texts.is_not_null()).then(((hashes & mask) | high).view(np.int64))).to_series()
 
 
 @dataclass(frozen=True)
@@ -71,11 +87,12 @@ class Vocabulary:
 
     def encode(self, values: pl.Series) -> pl.Series:
         """Codes (Int32) of a column's values; 0 for null and for whatever was not admitted."""
-        known = fids(self.field, values)
-        if self.table.is_empty():
-            return pl.Series(f"code_{self.field}", np.zeros(len(values), np.int32))
-        codes = known.replace_strict(self.table["fid"], self.table["code"], default=0, return_dtype=pl.Int32)
-        return codes.fill_null(0).alias(f"code_{self.field}")
+        once, places = distinct(values)
+        known = pl.DataFrame(_fids(self.field, canonical(once))).join(
+            self.table.select("fid", "code"), on="fid", how="left", maintain_order="left"
+        )
+        codes = np.append(known["code"].fill_null(0).to_numpy(), np.int32(0))
+        return pl.Series(f"code_{self.field}", codes[places])
 
     def metrics(self) -> dict[str, float]:
         counts = {"vocabulary": self.size, "rare": self.rare, "evicted": self.evicted, "collisions": self.collisions}
@@ -87,20 +104,29 @@ def fit(field: str, seen: pl.DataFrame, *, admit_after: int, evict_before: int) 
 
     `seen`: value, count (how often), last_seen (µs), any number of rows a value. A value is admitted after
     `admit_after` occurrences unless it was last seen before `evict_before` (µs). The most frequent one gets code 1.
+
+    Raises InputError for a field with more than `MOST_DISTINCT` values; a sketch of a few kilobytes tells their number
+    within 2 % before any is kept.
     """
-    values = (
-        seen.with_columns(value=canonical(seen["value"]))
-        .drop_nulls("value")
-        .group_by("value")
-        .agg(pl.col("count").sum().cast(pl.Int64), pl.col("last_seen").max())
-        .sort("value")
-    )
-    coded = values.with_columns(fids(field, values["value"]))
-    return admit(field, coded, admit_after=admit_after, evict_before=evict_before)
+    if seen.height > MOST_DISTINCT:
+        check_distinct(field, seen.select(pl.col("value").approx_n_unique()).item())
+    counted = seen.group_by("value").agg(pl.col("count").sum().cast(pl.Int64), pl.col("last_seen").max())
+    texts = canonical(counted["value"])
+    hashed = counted.with_columns(texts, _fids(field, texts)).drop_nulls("fid")
+    return admit(field, hashed, admit_after=admit_after, evict_before=evict_before)
+
+
+def check_distinct(field: str, different: int) -> None:
+    """Raise InputError for a field with more than `MOST_DISTINCT` values."""
+    if different > MOST_DISTINCT:
+        raise InputError(
+            f"column {field!r} has about {different:,} different values, more than the {MOST_DISTINCT:,} that a "
+            "vocabulary can hold; take it out of [features] if it only numbers the rows, else group its values"
+        )
 
 
 def admit(field: str, seen: pl.DataFrame, *, admit_after: int, evict_before: int) -> Vocabulary:
-    """The same from values that have their FIDs: value, fid, count and last_seen, a row each."""
+    """The same from values that have their FIDs: value, fid, count and last_seen, any number of rows a value."""
     merged = seen.group_by("fid").agg(pl.col("value").min(), pl.col("count").sum(), pl.col("last_seen").max())
     frequent = merged.filter(pl.col("count") >= admit_after)
     admitted = frequent.filter(pl.col("last_seen") >= evict_before).sort(["count", "fid"], descending=[True, False])
@@ -112,13 +138,17 @@ def admit(field: str, seen: pl.DataFrame, *, admit_after: int, evict_before: int
         table,
         rare=merged.height - frequent.height,
         evicted=frequent.height - admitted.height,
-        collisions=seen.height - merged.height,
+        collisions=seen["value"].n_unique() - merged.height,
     )
 
 
 def keys(values: pl.Series) -> pl.Series:
-    """Dense numbers (Int32) 1, 2, … of the distinct values in the order of their text; 0 for null.
+    """Dense numbers (Int32) 1, 2, … of the distinct values in the order in which they first appear; 0 for null.
 
-    Unlike a vocabulary's codes they tell rare values apart: what statistics are counted by.
+    Unlike a vocabulary's codes they tell rare values apart: what statistics are counted by. Values that are appended
+    change no earlier number.
     """
-    return canonical(values).rank("dense").fill_null(0).cast(pl.Int32)
+    texts = canonical(values)
+    distinct = texts.drop_nulls().unique(maintain_order=True)
+    numbers = pl.int_range(1, len(distinct) + 1, dtype=pl.Int32, eager=True)
+    return texts.replace_strict(distinct, numbers, default=0, return_dtype=pl.Int32)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from pipeline.features.timeline import Integers, Timeline
 
-MINUTE = 60_000_000
+SECOND, SECONDS = 1_000_000, 60
 NO_GAP = np.float32(np.log1p(365 * 24 * 60))
 FIXED_POINT = 1 << 18
 
@@ -38,7 +38,7 @@ class Shared:
         return cls(size, Timeline.of(users * size + values, np.arange(len(users), dtype=np.int64)))
 
 
-def shared(
+def found(
     index: Shared,
     event_times: Integers,
     users: Integers,
@@ -46,9 +46,9 @@ def shared(
     times: Integers,
     ends: Integers,
     lengths: npt.NDArray[np.int32],
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """log1p of the number of events in [end - length, end) with the candidate's value, and log1p of the minutes since
-    the newest of them (`NO_GAP`, a year, where there is none): (Q,) each. An unknown value (0) matches nothing."""
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Number of events in [end - length, end) with the candidate's value, and whole seconds since the newest of them
+    (-1 where there is none): (Q,) each. An unknown value (0) matches nothing."""
     known = (values > 0) & (values < index.size)
     questions = index.timeline.ask(np.where(known, users * index.size + values, -1), ends)
     until = questions.before()
@@ -56,10 +56,18 @@ def shared(
     newest = np.zeros(len(counts), np.int64)
     newest[counts > 0] = index.timeline.order[until[counts > 0] - 1]
     counts, newest = counts[questions.inverse], newest[questions.inverse]
-    gaps = np.full(len(users), NO_GAP)
+    gaps = np.full(len(users), -1, np.int32)
     some = counts > 0
-    gaps[some] = np.log1p((times[some] - event_times[newest[some]]) / MINUTE)
-    return np.log1p(counts).astype(np.float32), gaps
+    gaps[some] = (times[some] - event_times[newest[some]]) // SECOND
+    return counts.astype(np.int32), gaps
+
+
+def encode(
+    counts: npt.NDArray[np.integer], gaps: npt.NDArray[np.integer]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """log1p of the counts, and log1p of the minutes of the gaps (`NO_GAP`, a year, where there is none)."""
+    minutes = np.log1p(np.maximum(gaps, 0) / SECONDS).astype(np.float32)
+    return np.log1p(counts.astype(np.float64)).astype(np.float32), np.where(gaps < 0, NO_GAP, minutes)
 
 
 def running_content(content: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
@@ -70,8 +78,8 @@ def running_content(content: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
     vector is at most 1, so that a history may have 2^31 / `FIXED_POINT` = 8,192 events.
     """
     totals = np.zeros((len(content) + 1, content.shape[1]), np.int32)
-    np.cumsum(np.rint(content * FIXED_POINT).astype(np.int32), axis=0, dtype=np.int32, out=totals[1:])
-    return totals
+    np.rint(content * FIXED_POINT, out=totals[1:], casting="unsafe")
+    return np.cumsum(totals, axis=0, dtype=np.int32, out=totals)
 
 
 def cosine(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

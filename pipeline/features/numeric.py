@@ -6,11 +6,15 @@ bucket.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 MAXIMUM_STRENGTH = 1_000.0
+BLOCK = 1 << 14
+FEW_CUTS = 128
 
 
 def log1p(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
@@ -21,19 +25,36 @@ def log1p(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
 
 
 def fit_quantiles(values: npt.ArrayLike, parts: int) -> Floats:
-    """The distinct inner quantiles that cut the finite values into at most `parts` parts of equal weight."""
-    numbers = np.asarray(values, np.float64)
-    numbers = numbers[np.isfinite(numbers)]
-    if len(numbers) == 0:
+    """The distinct inner quantiles that cut the finite values into at most `parts` parts of equal weight.
+
+    The i-th is the least value such that i / parts of all are not above it.
+    """
+    ordered = np.sort(np.asarray(values))
+    ordered = ordered[slice(np.searchsorted(ordered, -np.inf, side="right"), np.searchsorted(ordered, np.inf))]
+    if len(ordered) == 0:
         return np.empty(0)
-    return np.unique(np.quantile(numbers, np.arange(1, parts) / parts, method="inverted_cdf"))
+    places = -(-len(ordered) * np.arange(1, parts) // parts) - 1
+    return np.unique(ordered[places].astype(np.float64))
 
 
 def bucket(values: npt.ArrayLike, quantiles: Floats) -> npt.NDArray[np.int32]:
     """Categorical codes 1 … len(quantiles) + 1; 0 for missing. A value equal to a cut belongs to the part below it."""
-    numbers = np.asarray(values, np.float64)
-    codes = 1 + np.searchsorted(quantiles, numbers)
-    return np.where(np.isfinite(numbers), codes, 0).astype(np.int32)
+    numbers = np.asarray(values)
+    codes = np.empty(len(numbers), np.int32)
+    for begin in range(0, len(numbers), BLOCK):
+        part = numbers[begin : begin + BLOCK].astype(np.float64)
+        codes[begin : begin + BLOCK] = np.where(np.isfinite(part), 1 + _cuts_below(part, quantiles), 0)
+    return codes
+
+
+def _cuts_below(numbers: Floats, cuts: Floats) -> npt.NDArray[Any]:
+    """How many cuts lie below each number. A few comparisons of all numbers are faster than searches that branch."""
+    if len(cuts) > FEW_CUTS:
+        return np.searchsorted(cuts, numbers)
+    below = np.zeros(len(numbers), np.uint8)
+    for cut in cuts:
+        below += (numbers > cut).view(np.uint8)
+    return below
 
 
 def fit_cdf(values: npt.ArrayLike, points: int = 1_000) -> tuple[Floats, Floats]:
@@ -54,27 +75,29 @@ def cdf(values: npt.ArrayLike, support: Floats, shares: Floats) -> npt.NDArray[n
     return np.where(np.isfinite(numbers), encoded, 0.5).astype(np.float32)
 
 
-def fit_rate(positives: npt.ArrayLike, shows: npt.ArrayLike) -> tuple[float, float]:
+def fit_rate(positives: npt.ArrayLike, shows: npt.ArrayLike, keys: npt.ArrayLike = 1) -> tuple[float, float]:
     """(a, b) such that (positives + a) / (shows + b) shrinks a key's rate towards the mean of all keys.
 
-    a = mean · b. The strength b, between 1 and 1000, follows from how much likelier two impressions of one key are to
-    agree than two of different keys (the beta-binomial's intraclass correlation 1 / (b + 1), by the method of moments
-    of Kleinman, "Proportions with extraneous variance", 1973). Keys shown once say nothing of that and are left out:
-    often their mean is another, since what is shown again is what was liked.
+    Each pair of positives and shows stands for so many `keys`. a = mean · b. The strength b, between 1 and 1000,
+    follows from how much likelier two impressions of one key are to agree than two of different keys (the
+    beta-binomial's intraclass correlation 1 / (b + 1), by the method of moments of Kleinman, "Proportions with
+    extraneous variance", 1973). Keys shown once say nothing of that and are left out: often their mean is another,
+    since what is shown again is what was liked.
     """
     counts, sizes = np.asarray(positives, np.float64), np.asarray(shows, np.float64)
-    positive, total = counts.sum(), sizes.sum()
+    weights = np.broadcast_to(np.asarray(keys, np.float64), sizes.shape)
+    positive, total = (weights * counts).sum(), (weights * sizes).sum()
     if not 0 < positive < total:
         return float((positive + 0.5) / (total + 1)), 1.0
-    counts, sizes = counts[sizes > 1], sizes[sizes > 1]
-    repeated = sizes.sum()
-    mean = counts.sum() / max(repeated, 1)
+    counts, sizes, weights = counts[sizes > 1], sizes[sizes > 1], weights[sizes > 1]
+    repeated = (weights * sizes).sum()
+    mean = (weights * counts).sum() / max(repeated, 1)
     chance = mean * (1 - mean)
     strength = MAXIMUM_STRENGTH
-    if len(sizes) > 1 and chance > 0:
-        free = len(sizes) - 1
-        between = (sizes * (counts / sizes - mean) ** 2).sum()
-        excess = (between - free * chance) / (chance * (repeated - (sizes**2).sum() / repeated - free))
+    if weights.sum() > 1 and chance > 0:
+        free = weights.sum() - 1
+        between = (weights * sizes * (counts / sizes - mean) ** 2).sum()
+        excess = (between - free * chance) / (chance * (repeated - (weights * sizes**2).sum() / repeated - free))
         if excess > 0:
             strength = float(np.clip(1 / excess - 1, 1.0, MAXIMUM_STRENGTH))
     return float(positive / total) * strength, strength

@@ -66,7 +66,7 @@ def crossed(
     items: dict[str, npt.NDArray[Any]],
     user: Codes,
     item: Codes,
-    context: dict[str, Codes],
+    context: Mapping[str, Codes],
 ) -> dict[str, npt.NDArray[np.int32]]:
     """Codes (N,) of each pair for rows of these users and items in this context; `users` and `items` have `code_…`
     columns by row number."""

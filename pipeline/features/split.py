@@ -62,7 +62,7 @@ def auc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
 
 
 def single_feature_aucs(
-    features: Mapping[str, npt.NDArray[Any]], labels: Mapping[str, npt.NDArray[np.integer]]
+    features: Mapping[str, npt.NDArray[Any]], labels: Mapping[str, npt.NDArray[Any]]
 ) -> dict[tuple[str, str], float]:
     """AUC of every feature alone, whichever way it points, for every task with at least 50 rows of both classes.
 

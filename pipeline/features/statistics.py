@@ -30,7 +30,8 @@ def window_length(window: str) -> int | None:
 
 @dataclass(frozen=True)
 class Counter:
-    """What happened to every key over time: `totals` (N + 1, K) are running sums along the timeline."""
+    """What happened to every key over time: `totals` (N + 1, K) are running sums along the timeline, a column's after
+    one another in memory."""
 
     timeline: Timeline
     totals: npt.NDArray[np.int64]
@@ -39,25 +40,39 @@ class Counter:
     def of(cls, keys: Integers, times: Integers, values: npt.NDArray[np.integer]) -> Counter:
         """The counter of N events with keys (N,), times in microseconds (N,) and 0/1 values (N, K)."""
         timeline = Timeline.of(keys, times)
-        totals = np.zeros((len(values) + 1, values.shape[1]), np.int64)
-        np.cumsum(values[timeline.order], axis=0, out=totals[1:])
+        totals = np.zeros((len(values) + 1, values.shape[1]), np.int64, order="F")
+        for column, value in zip(totals.T, values.T, strict=True):
+            np.cumsum(value[timeline.order], out=column[1:])
         return cls(timeline, totals)
 
 
 def as_of(counter: Counter, keys: Integers, times: Integers, windows: tuple[str, ...]) -> npt.NDArray[np.int64]:
     """Sums of the values of each key over [time - window, time): (Q, windows, K)."""
     questions = counter.timeline.ask(keys, times)
-    return _counts(counter, questions, windows)[questions.inverse]
-
-
-def _counts(counter: Counter, questions: Questions, windows: tuple[str, ...]) -> npt.NDArray[np.int64]:
-    until = counter.totals[questions.before()]
-    counts = np.empty((len(until), len(windows), until.shape[1]), np.int64)
-    for place, window in enumerate(windows):
-        length = window_length(window)
-        since = questions.first() if length is None else questions.before(length)
-        counts[:, place] = until - counter.totals[since]
+    counts = np.empty((len(keys), len(windows), counter.totals.shape[1]), np.int64)
+    for block in questions.blocks():
+        rows, pairs = questions.rows(block)
+        counts[rows] = np.moveaxis(_counts(counter, questions, block, windows), -1, 0)[pairs]
     return counts
+
+
+def _counts(counter: Counter, questions: Questions, block: slice, windows: tuple[str, ...]) -> npt.NDArray[np.int64]:
+    """`as_of` of the pairs in a block: (windows, K, pairs)."""
+    times = questions.times[block]
+    places = questions.places(block, times)
+    until = [total[places] for total in counter.totals.T]
+    counts = np.empty((len(windows), len(until), len(times)), np.int64)
+    for count, window in zip(counts, windows, strict=True):
+        length = window_length(window)
+        places = questions.first(block) if length is None else questions.places(block, times - length)
+        for column, total, after in zip(count, counter.totals.T, until, strict=True):
+            np.subtract(after, total[places], out=column)
+    return counts
+
+
+def count_name(entity: str, kind: str, window: str) -> str:
+    """What a day's files call a count: `item_shows_1h`, `item_click_all`."""
+    return f"{entity}_{kind}_{window}"
 
 
 def names(entity: str, windows: tuple[str, ...], rates: tuple[str, ...]) -> list[str]:
@@ -80,8 +95,20 @@ def features(
     over all time is (positives + a) / (shows + b), and a window's rate is shrunk towards that with the same strength b.
     """
     questions = counter.timeline.ask(keys, times)
-    counts = _counts(counter, questions, (*windows, ALL)).astype(np.float64)
-    shows, positives = counts[..., 0], counts[..., 1:]
+    found = np.empty((len(keys), len(windows) * (1 + len(priors))), np.float32)
+    for block in questions.blocks():
+        rows, pairs = questions.rows(block)
+        counts = np.moveaxis(_counts(counter, questions, block, (*windows, ALL)), -1, 0)
+        found[rows] = encode(counts, windows, priors)[pairs]
+    return found
+
+
+def encode(
+    counts: npt.NDArray[np.integer], windows: tuple[str, ...], priors: list[tuple[float, float]]
+) -> npt.NDArray[np.float32]:
+    """The features of counts (Q, windows + 1, 1 + tasks) whose last window is all time: (Q, columns)."""
+    numbers = counts.astype(np.float64)
+    shows, positives = numbers[..., 0], numbers[..., 1:]
     columns = np.empty((len(counts), len(windows), 1 + len(priors)), np.float32)
     columns[..., 0] = np.log1p(shows[:, :-1])
     for task, (a, b) in enumerate(priors):
@@ -90,4 +117,4 @@ def features(
             columns[:, place, 1 + task] = (
                 overall if window == ALL else shrink(positives[:, place, task], shows[:, place], overall * b, b)
             )
-    return columns.reshape(len(counts), -1)[questions.inverse]
+    return columns.reshape(len(counts), -1)

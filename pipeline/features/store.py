@@ -1,17 +1,19 @@
 """The feature store: turns any (user, item, domain, time) into a model's input, by one definition for all uses.
 
-The training log, the candidates of a recall route and a request of the serving engine go through the same `rows`.
-Only numpy and pyarrow are needed here.
+The training log, the candidates of a recall route and a request of the serving engine are encoded by the same code:
+`rows` counts anew, `read` takes the counts that a day's files hold. Only numpy and pyarrow are needed here.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property, reduce
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,26 +22,32 @@ import pyarrow.parquet as pq
 
 from models.schema import Number, Role, Schema
 from pipeline.features import match, pairs, sequences, statistics
+from pipeline.features.entities import Entities
 from pipeline.features.pairs import Pair
 from pipeline.features.timeline import Integers, Timeline
 
 SLICES = ("train", "validation", "test")
 IDS = ("user_id", "item_id")
+BUILT_IN_CONTEXT = ("domain", "hour", "position")
 UNKNOWN_TIME = -(1 << 62)
 UNKNOWN_AGE = np.float32(-1.0)
 HOUR, DAY = 3_600_000_000, 86_400_000_000
 POSITIONS = 20
 CHUNK = 1 << 18
+PARALLEL = 1 << 15
+
+T = TypeVar("T")
+
+DAYS = "days"
 
 Columns = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """N rows: who, what, where, when, and what is known of them at that moment. `labels` are NaN where unknown.
-
-    `context` has the codes of the fields that depend on the row: those of the context, then the crosses.
-    """
+    """N rows: who, what, where, when, and what is known of them at that moment. `labels` are NaN where unknown,
+    and so are `durations`, seconds in the order of the schema's. `context` has the codes of the fields that depend on
+    the row: those of the context, then the crosses."""
 
     user: npt.NDArray[np.int32]
     item: npt.NDArray[np.int32]
@@ -50,6 +58,7 @@ class Rows:
     ends: dict[str, npt.NDArray[np.int64]]
     lengths: dict[str, npt.NDArray[np.int32]]
     labels: npt.NDArray[np.float32]
+    durations: npt.NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.user)
@@ -123,10 +132,7 @@ class FeatureStore:
     def open(cls, folder: Path) -> FeatureStore:
         schema = Schema.from_json((folder / "schema.json").read_text())
         recipe = Recipe.from_json(json.loads((folder / "encoders.json").read_text())["recipe"])
-        log = pq.read_schema(folder / "log.parquet").names
-        delays = [f"{rate}_time" for rate in recipe.rates if f"{rate}_time" in log]
-        counted = read_columns(folder / "log.parquet", ["user", "item", "domain", "time", *recipe.rates, *delays])
-        return cls(
+        store = cls(
             folder=folder,
             schema=schema,
             slices=json.loads((folder / "slices.json").read_text()),
@@ -134,17 +140,60 @@ class FeatureStore:
             users=read_columns(folder / "users.parquet"),
             items=read_columns(folder / "items.parquet"),
             behaviours={one.name: read_columns(folder / f"behaviour_{one.name}.parquet") for one in schema.sequences},
-            events=countable(counted, recipe.rates),
+            events={},
             crosses=pairs.read(folder, schema),
         )
+        known = pq.read_schema(next((folder / DAYS).glob("*/user-*.parquet"))).names
+        delays = [f"{rate}_time" for rate in recipe.rates if f"{rate}_time" in known]
+        counted = store.columns(["user", "item", "domain", "time", *recipe.rates, *delays])
+        return replace(store, events=countable(counted, recipe.rates))
+
+    def days(self) -> list[str]:
+        """The days of the log, such as "2026-11-24", in order."""
+        return days_of(self.folder)
+
+    def read(self, day: str) -> Rows:
+        """The impressions of a day in order of time, with their features as of then and their labels."""
+        return self.decode(read_day(self.folder, day))
 
     def log(self, *slices: str) -> Rows:
         """The logged impressions of these slices ("train", "validation", "test"; all when none is named), in order of
-        time, with their stored features and labels."""
-        wanted = [SLICES.index(name) for name in slices or SLICES]
-        file = pq.ParquetFile(self.folder / "log.parquet")
-        groups = [self._read_group(file, group, wanted) for group in range(file.num_row_groups)]
-        return Rows.concatenate([group for group in groups if group is not None])
+        time, with their features as of then and their labels."""
+        tables = [self._of_slices(read_day(self.folder, day), slices) for day in self._days_of_slices(slices)]
+        return Rows.concatenate([self.decode(table) for table in tables])
+
+    def columns(self, names: list[str], *slices: str) -> Columns:
+        """Plain columns of the log (user, item, domain, time, random, labels and their times), in its order."""
+        wanted = list(dict.fromkeys([*names, "user", "time"]))
+        tables = [
+            self._of_slices(read_day(self.folder, day, wanted), slices).select(names)
+            for day in self._days_of_slices(slices)
+        ]
+        return as_columns(pa.concat_tables(tables))
+
+    def decode(self, table: pa.Table) -> Rows:
+        """Rows of days' files, as `read_day` gives them, as features and labels."""
+        user, item, domain, time = (table[name].to_numpy() for name in ("user", "item", "domain", "time"))
+        given = {"domain": domain + 1, "hour": hour(time)}
+        if "position" in table.column_names:
+            given["position"] = np.clip(table["position"].fill_null(0).to_numpy(), 0, POSITIONS)
+        for name, (fids, codes) in self._contexts.items():
+            values = table[f"fid_{name}"].to_numpy()
+            places = np.minimum(np.searchsorted(fids, values), len(fids) - 1)
+            given[name] = np.where(fids[places] == values, codes[places], 0) if len(fids) else np.zeros(len(user))
+        pointers = {}
+        for name in self.behaviours:
+            before = table[f"{name}_before"].to_numpy()
+            pointers[name] = (self._starts[name][user] + before, np.minimum(before, self.recipe.lengths[name]))
+        numbers = np.empty((len(user), len(self.schema.numbers)), np.float32)
+        for begin in range(0, len(user), CHUNK):
+            part = slice(begin, begin + CHUNK)
+            self._fill(numbers[part], user[part], item[part], time[part], self._stored(table[part]))
+        rows = self._rows(user, item, domain, time, given, pointers, numbers)
+        for out, names in ((rows.labels, self.schema.labels), (rows.durations, self.schema.durations)):
+            for place, name in enumerate(names):
+                out[:, place] = table[name].to_numpy()
+        return rows
 
     def rows(
         self,
@@ -160,44 +209,14 @@ class FeatureStore:
         and anything else is unknown.
         """
         given = {"domain": domain + 1, "hour": hour(time), "position": np.ones(len(user), np.int32), **(context or {})}
-        unknown = np.zeros(len(user), np.int32)
-        names = [self.schema.fields[place].name for place in self.schema.positions("context")]
-        codes = self._context(user, item, {name: np.asarray(given.get(name, unknown), np.int32) for name in names})
         pointers = {name: self.history(name, user, time) for name in self.behaviours}
         numbers = np.empty((len(user), len(self.schema.numbers)), np.float32)
         for begin in range(0, len(user), CHUNK):
             part = slice(begin, begin + CHUNK)
             local = {name: (ends[part], lengths[part]) for name, (ends, lengths) in pointers.items()}
-            self._numbers(user[part], item[part], domain[part], time[part], local, out=numbers[part])
-        return Rows(
-            user=user.astype(np.int32),
-            item=item.astype(np.int32),
-            domain=domain.astype(np.int16),
-            time=time.astype(np.int64),
-            context=codes,
-            numbers=numbers,
-            ends={name: ends for name, (ends, _) in pointers.items()},
-            lengths={name: lengths for name, (_, lengths) in pointers.items()},
-            labels=np.full((len(user), len(self.schema.labels)), np.nan, np.float32),
-        )
-
-    def crossed(
-        self,
-        user: npt.NDArray[np.integer],
-        item: npt.NDArray[np.integer],
-        context: dict[str, npt.NDArray[np.integer]],
-    ) -> dict[str, npt.NDArray[np.int32]]:
-        """Codes (N,) of each of `crosses`, from the users, the items and the codes of the context fields."""
-        return pairs.crossed(self.crosses, self.users, self.items, user, item, context)
-
-    def _context(
-        self,
-        user: npt.NDArray[np.integer],
-        item: npt.NDArray[np.integer],
-        context: dict[str, npt.NDArray[np.integer]],
-    ) -> npt.NDArray[np.int32]:
-        """`Rows.context` from the codes of the context fields in the schema's order."""
-        return np.stack([*context.values(), *self.crossed(user, item, context).values()], axis=1)
+            counted = self._counted(user[part], item[part], domain[part], time[part], local)
+            self._fill(numbers[part], user[part], item[part], time[part], counted)
+        return self._rows(user, item, domain, time, given, pointers, numbers)
 
     def history(
         self, behaviour: str, user: npt.NDArray[np.integer], time: Integers
@@ -214,44 +233,122 @@ class FeatureStore:
             behaviours={name: _before(table, moment) for name, table in self.behaviours.items()},
         )
 
-    def _numbers(
+    def _rows(
+        self,
+        user: npt.NDArray[np.integer],
+        item: npt.NDArray[np.integer],
+        domain: npt.NDArray[np.integer],
+        time: Integers,
+        context: dict[str, npt.NDArray[Any]],
+        pointers: dict[str, tuple[Integers, npt.NDArray[np.int32]]],
+        numbers: npt.NDArray[np.float32],
+    ) -> Rows:
+        """Rows whose labels and durations are unknown."""
+        names = [self.schema.fields[place].name for place in self.schema.positions("context")]
+        unknown = np.zeros(len(user), np.int32)
+        codes = {name: np.asarray(context.get(name, unknown), np.int32) for name in names}
+        crossed = pairs.crossed(self.crosses, self.users, self.items, user, item, codes)
+        return Rows(
+            user=user.astype(np.int32),
+            item=item.astype(np.int32),
+            domain=domain.astype(np.int16),
+            time=time.astype(np.int64),
+            context=np.stack([*codes.values(), *crossed.values()], axis=1),
+            numbers=numbers,
+            ends={name: ends for name, (ends, _) in pointers.items()},
+            lengths={name: lengths for name, (_, lengths) in pointers.items()},
+            labels=np.full((len(user), len(self.schema.labels)), np.nan, np.float32),
+            durations=np.full((len(user), len(self.schema.durations)), np.nan, np.float32),
+        )
+
+    def _fill(
+        self,
+        out: npt.NDArray[np.float32],
+        user: npt.NDArray[np.integer],
+        item: npt.NDArray[np.integer],
+        time: Integers,
+        counted: Iterable[npt.NDArray[np.float32]],
+    ) -> None:
+        """Fill `out` (N, M) in the order of `numbers`: what users and items are, what was counted of them, and how
+        alike their vectors are."""
+        place = 0
+        for columns in (*self._known(user, item, time), *counted, *self._alike(user, item)):
+            width = columns.shape[1] if columns.ndim == 2 else 1
+            out[:, place : place + width] = columns.reshape(len(out), width)
+            place += width
+
+    def _known(
+        self, user: npt.NDArray[np.integer], item: npt.NDArray[np.integer], time: Integers
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        for table, row in ((self.users, user), (self.items, item)):
+            for name in _prefixed(table, "number_"):
+                yield table[f"number_{name}"][row]
+        if "published" in self.items:
+            yield item_age(self.items["published"][item], time)
+
+    def _alike(self, user: npt.NDArray[np.integer], item: npt.NDArray[np.integer]) -> Iterator[npt.NDArray[np.float32]]:
+        if "content" in self.users and "content" in self.items:
+            yield match.cosine(self.users["content"][user], self.items["content"][item])
+
+    def _counted(
         self,
         user: npt.NDArray[np.integer],
         item: npt.NDArray[np.integer],
         domain: npt.NDArray[np.integer],
         time: Integers,
         pointers: dict[str, tuple[Integers, npt.NDArray[np.int32]]],
-        out: npt.NDArray[np.float32],
-    ) -> None:
-        """Fill `out` (N, M) in the order of `numbers`."""
-        place = 0
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        """Statistics and matches of any rows, from the events in memory."""
+        counters, entities = self._counters, self._entities
 
-        def add(columns: npt.NDArray[np.float32]) -> None:
-            nonlocal place
-            columns = columns.reshape(len(user), -1)
-            out[:, place : place + columns.shape[1]] = columns
-            place += columns.shape[1]
+        def count(entity: str) -> npt.NDArray[np.float32]:
+            keys = entities.keys(entity, user, item, domain)
+            return statistics.features(counters[entity], keys, time, self.recipe.windows, self._priors(entity))
 
-        for table, row in ((self.users, user), (self.items, item)):
-            for name in _prefixed(table, "number_"):
-                add(table[f"number_{name}"][row])
-        if "published" in self.items:
-            add(item_age(self.items["published"][item], time))
-        for entity in self.recipe.statistics:
-            priors = [self.recipe.priors[entity][rate] for rate in self.recipe.rates]
-            keys = self.entity_keys(entity, user, item, domain)
-            add(statistics.features(self._counters[entity], keys, time, self.recipe.windows, priors))
+        yield from _each(count, self.recipe.statistics, rows=len(user))
         for name, (ends, lengths) in pointers.items():
             table, owner = self.behaviours[name], user.astype(np.int64)
             for attribute in self.recipe.attributes:
                 values = self._item_keys[attribute][item]
                 index = self._shared[name, attribute]
-                for column in match.shared(index, table["time"], owner, values, time, ends, lengths):
-                    add(column)
+                yield from match.encode(*match.found(index, table["time"], owner, values, time, ends, lengths))
             if "content" in self.items:
-                add(match.content_similarity(self._contents[name], self.items["content"][item], ends, lengths))
-        if "content" in self.users and "content" in self.items:
-            add(match.cosine(self.users["content"][user], self.items["content"][item]))
+                yield match.content_similarity(self._contents[name], self.items["content"][item], ends, lengths)
+
+    def _stored(self, table: pa.Table) -> Iterator[npt.NDArray[np.float32]]:
+        """Statistics and matches of logged rows, from their day's files."""
+        windows = (*self.recipe.windows, statistics.ALL)
+        kinds = ("shows", *self.recipe.rates)
+        for entity in self.recipe.statistics:
+            counts = np.empty((table.num_rows, len(windows), len(kinds)), np.int32)
+            for place, window in enumerate(windows):
+                for number, kind in enumerate(kinds):
+                    counts[:, place, number] = table[statistics.count_name(entity, kind, window)].to_numpy()
+            yield statistics.encode(counts, self.recipe.windows, self._priors(entity))
+        for name in self.behaviours:
+            for attribute in self.recipe.attributes:
+                counts, gaps = (table[f"{name}_{one}"].to_numpy() for one in (f"same_{attribute}", f"{attribute}_gap"))
+                yield from match.encode(counts, gaps)
+            if "content" in self.items:
+                yield table[f"{name}_content_similarity"].to_numpy()
+
+    def _priors(self, entity: str) -> list[tuple[float, float]]:
+        return [self.recipe.priors[entity][rate] for rate in self.recipe.rates]
+
+    def _days_of_slices(self, slices: tuple[str, ...]) -> list[str]:
+        """The days in which the slices have rows; all days when none is named."""
+        bounds = [self.slices[name] for name in ("begin", "validation", "test", "end")]
+        ranges = [bounds[place : place + 2] for place in map(SLICES.index, slices or SLICES)]
+        begins = np.array(self.days(), "datetime64[us]").astype(np.int64)
+        inside = [any(begin < last and first < begin + DAY for first, last in ranges) for begin in begins]
+        return [day for day, wanted in zip(self.days(), inside, strict=True) if wanted]
+
+    def _of_slices(self, table: pa.Table, slices: tuple[str, ...]) -> pa.Table:
+        if not slices:
+            return table
+        bounds = [self.slices["validation"], self.slices["test"]]
+        wanted = np.isin(np.searchsorted(bounds, table["time"].to_numpy(), side="right"), [*map(SLICES.index, slices)])
+        return table if wanted.all() else table.filter(pa.array(wanted))
 
     def entity_keys(
         self,
@@ -262,38 +359,27 @@ class FeatureStore:
     ) -> Integers:
         """One int64 key per row for an entity such as "user", "author_id" or "item+domain"."""
 
-        def part(name: str) -> tuple[Integers, int]:
-            if name == "domain":
-                return np.asarray(domain, np.int64) + 1, len(self.schema.domains) + 1
-            if name in self._user_keys:
-                return self._user_keys[name][user], self._sizes[name]
-            return self._item_keys[name][item], self._sizes[name]
-
-        parts = [part(name) for name in entity.split("+")]
-        return reduce(lambda keys, one: keys * one[1] + one[0], parts[1:], parts[0][0])
+        return self._entities.keys(entity, user, item, domain)
 
     @cached_property
-    def _user_keys(self) -> dict[str, Integers]:
-        return _keys("user", self.users)
+    def _entities(self) -> Entities:
+        return Entities(_keys("user", self.users), self._item_keys, len(self.schema.domains))
 
     @cached_property
     def _item_keys(self) -> dict[str, Integers]:
         return _keys("item", self.items)
 
     @cached_property
-    def _sizes(self) -> dict[str, int]:
-        return {name: int(values.max()) + 1 for name, values in (self._user_keys | self._item_keys).items()}
-
-    @cached_property
     def _counters(self) -> dict[str, statistics.Counter]:
         events = self.events
         values = np.stack([events[name] for name in ("shows", *self.recipe.rates)], axis=1)
-        return {
-            entity: statistics.Counter.of(
-                self.entity_keys(entity, events["user"], events["item"], events["domain"]), events["time"], values
-            )
-            for entity in self.recipe.statistics
-        }
+
+        def counter(entity: str) -> statistics.Counter:
+            keys = self.entity_keys(entity, events["user"], events["item"], events["domain"])
+            return statistics.Counter.of(keys, events["time"], values)
+
+        entities = self.recipe.statistics
+        return dict(zip(entities, _each(counter, entities, rows=len(values)), strict=True))
 
     @cached_property
     def _behaviour_timelines(self) -> dict[str, Timeline]:
@@ -316,35 +402,90 @@ class FeatureStore:
         content = self.items["content"]
         return {name: match.running_content(content[table["item"]]) for name, table in self.behaviours.items()}
 
-    def _read_group(self, file: pq.ParquetFile, group: int, wanted: list[int]) -> Rows | None:
-        slices = file.read_row_group(group, ["slice"])["slice"].to_numpy()
-        mask = np.isin(slices, wanted)
-        if not mask.any():
-            return None
+    @cached_property
+    def _starts(self) -> dict[str, Integers]:
+        """Where each user's events begin in each behaviour."""
+        users = np.arange(len(self.users["code_user_id"]))
+        return {name: np.searchsorted(table["user"], users) for name, table in self.behaviours.items()}
 
-        def read(names: Iterable[str], dtype: type) -> npt.NDArray[Any]:
-            columns = file.read_row_group(group, list(names))
-            table = np.empty((int(mask.sum()), columns.num_columns), dtype)
-            for place, column in enumerate(columns.columns):
-                table[:, place] = column.to_numpy()[mask]
-            return table
+    @cached_property
+    def _contexts(self) -> dict[str, tuple[Integers, npt.NDArray[np.int32]]]:
+        """The feature ids that the vocabularies of context columns admitted, ascending, and their codes."""
+        vocabulary = read_columns(self.folder / "vocabulary.parquet", ["fid", "code"])
+        field = pq.read_table(self.folder / "vocabulary.parquet", columns=["field"])["field"].to_numpy()
+        contexts = {}
+        for place in self.schema.positions("context"):
+            if (name := self.schema.fields[place].name) not in BUILT_IN_CONTEXT:
+                own = np.flatnonzero(field == name)
+                own = own[np.argsort(vocabulary["fid"][own])]
+                contexts[name] = (vocabulary["fid"][own], vocabulary["code"][own])
+        return contexts
 
-        def column(name: str, dtype: type) -> npt.NDArray[Any]:
-            return read([name], dtype)[:, 0]
 
-        context = [self.schema.fields[place].name for place in self.schema.positions("context")]
-        user, item = column("user", np.int32), column("item", np.int32)
-        return Rows(
-            user=user,
-            item=item,
-            domain=column("domain", np.int16),
-            time=column("time", np.int64),
-            context=self._context(user, item, {name: column(f"code_{name}", np.int32) for name in context}),
-            numbers=read([number.name for number in self.schema.numbers], np.float32),
-            ends={name: column(f"{name}_end", np.int64) for name in self.behaviours},
-            lengths={name: column(f"{name}_length", np.int32) for name in self.behaviours},
-            labels=read(self.schema.labels, np.float32),
-        )
+def days_of(folder: Path) -> list[str]:
+    """The days of a features folder in order."""
+    return sorted(path.name for path in (folder / DAYS).iterdir())
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Some rows of a day's files that are read at once; the day reaches from `begin` to `end` (µs)."""
+
+    path: Path
+    number: int
+    rows: int
+    begin: int
+
+    @property
+    def end(self) -> int:
+        return self.begin + DAY
+
+
+def row_groups(folder: Path) -> list[RowGroup]:
+    """All row groups of a features folder, in order of day and part."""
+    found = []
+    for day in days_of(folder):
+        begin = int(np.datetime64(day, "us").astype(np.int64))
+        for path in sorted((folder / DAYS / day).glob("user-*.parquet")):
+            told = pq.read_metadata(path)
+            found += [RowGroup(path, n, told.row_group(n).num_rows, begin) for n in range(told.num_row_groups)]
+    return found
+
+
+def read_group(group: RowGroup) -> pa.Table:
+    """The rows of a row group, in order of time."""
+    return _beside(group.path, lambda path: pq.ParquetFile(path).read_row_group(group.number))
+
+
+def rows_of_slices(folder: Path) -> dict[str, int]:
+    """How many impressions each slice of a features folder has."""
+    bounds = json.loads((folder / "slices.json").read_text())
+    edges, counts = [bounds["validation"], bounds["test"]], np.zeros(len(SLICES), np.int64)
+    for day in days_of(folder):
+        places = np.searchsorted(edges, read_day(folder, day, ["user", "time"])["time"].to_numpy(), side="right")
+        counts += np.bincount(places, minlength=len(SLICES))
+    return dict(zip(SLICES, counts.tolist(), strict=True))
+
+
+def read_day(folder: Path, day: str, names: list[str] | None = None) -> pa.Table:
+    """The rows of a day's files, in order of time and user; all their columns, or some of those of the side "user"."""
+    paths = sorted((folder / DAYS / day).glob("user-*.parquet"))
+    parts = [_beside(path, pq.read_table) if names is None else pq.read_table(path, columns=names) for path in paths]
+    if len(parts) == 1:
+        return parts[0]
+    whole = pa.concat_tables(parts)
+    return whole.take(np.lexsort((whole["user"].to_numpy(), whole["time"].to_numpy())))
+
+
+def _beside(path: Path, read: Callable[[Path], pa.Table]) -> pa.Table:
+    """What is read of a file of the side "user", with the columns of the file of the side "shared" beside it."""
+    table = read(path)
+    shared = path.with_name(path.name.replace("user", "shared"))
+    if shared.exists():
+        others = read(shared)
+        for name in others.column_names:
+            table = table.append_column(name, others[name])
+    return table
 
 
 def numbers(users: Columns, items: Columns, behaviours: Iterable[str], recipe: Recipe) -> tuple[Number, ...]:
@@ -365,6 +506,15 @@ def numbers(users: Columns, items: Columns, behaviours: Iterable[str], recipe: R
         ),
         *([Number("content_similarity", "cross")] if "content" in users and "content" in items else []),
     )
+
+
+def _each(function: Callable[[str], T], names: tuple[str, ...], rows: int) -> Iterator[T]:
+    """`map`, with all cores where there are rows enough to pay for it: numpy sorts and searches without the lock."""
+    if rows < PARALLEL:
+        yield from map(function, names)
+    else:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            yield from pool.map(function, names)
 
 
 def _role(entity: str, users: Columns) -> Role:
@@ -410,18 +560,20 @@ def countable(log: Columns, rates: tuple[str, ...]) -> Columns:
 
 
 def read_columns(path: Path, names: list[str] | None = None) -> Columns:
-    """Columns of a Parquet file, all but the raw ids, as writable arrays: (N, d) for a fixed-size list, an unknown time
-    for null."""
-    table = pq.read_table(path, columns=names)
-    names = [name for name in table.column_names if name not in IDS]
-    return {name: _array(table[name].combine_chunks()) for name in names}
+    """Columns of a Parquet file, as `as_columns` gives them."""
+    return as_columns(pq.read_table(path, columns=names))
+
+
+def as_columns(table: pa.Table) -> Columns:
+    """Columns but the raw ids as writable arrays: (N, d) for a fixed-size list, an unknown time for null."""
+    return {name: _array(table[name].combine_chunks()) for name in table.column_names if name not in IDS}
 
 
 def _array(values: pa.Array) -> npt.NDArray[Any]:
     if pa.types.is_fixed_size_list(values.type):
         return np.array(values.flatten()).reshape(len(values), values.type.list_size)
     if values.null_count:
-        values = values.fill_null(UNKNOWN_TIME)
+        values = values.fill_null(np.nan if pa.types.is_floating(values.type) else UNKNOWN_TIME)
     return np.array(values)
 
 

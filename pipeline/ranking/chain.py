@@ -6,6 +6,7 @@ everything would have given.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import nn
 
-from pipeline.features.store import SLICES, FeatureStore
+from models.schema import Schema
+from pipeline.evaluation.metrics import duration_metrics
+from pipeline.features.store import Columns, FeatureStore, Rows
 from pipeline.ranking import coarse, fine
 from pipeline.ranking.batches import Encoder
 from pipeline.ranking.coarse import rank_within
 from pipeline.ranking.merged import Merged
-
-TEST = SLICES.index("test")
 
 
 def rank(
@@ -40,6 +41,7 @@ def rank(
     scores = fine.score_candidates(ranker.model, encoder, store, merged)
     fused = ranker.fuse(scores, merged)
     kept = coarse_rank <= keep
+    told = fine.with_durations(scores, ranker.schema)
     place = np.zeros(len(kept), np.int32)
     place[kept] = rank_within(fused[kept], merged.request[kept])
     candidates = pq.read_table(recall / "merged.parquet")
@@ -48,7 +50,7 @@ def rank(
             **{name: candidates[name] for name in ("request", "item", "position", "route")},
             "coarse": coarse_scores,
             "coarse_rank": coarse_rank.astype(np.int32),
-            **{f"score_{task}": scores[:, number] for number, task in enumerate(ranker.schema.labels)},
+            **{f"score_{task}": told[:, number] for number, task in enumerate(ranker.schema.labels)},
             "fused": fused.astype(np.float32),
             "fine_rank": rank_within(fused, merged.request).astype(np.int32),
             "rank": pa.array(place, mask=~kept),
@@ -57,16 +59,39 @@ def rank(
     )
     pq.write_table(ranked, out / "ranked.parquet", compression="zstd")
 
-    impressions = predict(store, encoder, ranker.model)
+    impressions = predict(store, encoder, ranker.model, ranker.schema)
     pq.write_table(impressions, out / "predictions.parquet", compression="zstd")
-    return {"ranked_candidates": len(merged.item), "ranked_requests": len(merged), "impressions": len(impressions)}
+    return {
+        "ranked_candidates": len(merged.item),
+        "ranked_requests": len(merged),
+        "impressions": len(impressions),
+        **watch_metrics(impressions, ranker.schema),
+    }
 
 
-def predict(store: FeatureStore, encoder: Encoder, model: nn.Module) -> pa.Table:
-    """The test slice's impressions with the fine ranker's probability `score_<task>` of each of the log's tasks."""
-    scores = fine.probabilities(model, encoder, store.log("test"))
-    names = ["user", "item", "domain", "time", "random", *store.schema.labels]
-    impressions = pq.read_table(store.folder / "log.parquet", columns=names, filters=[("slice", "=", TEST)])
-    for number, task in enumerate(store.schema.labels):
-        impressions = impressions.append_column(f"score_{task}", pa.array(scores[:, number]))
-    return impressions
+def predict(store: FeatureStore, encoder: Encoder, model: nn.Module, schema: Schema) -> pa.Table:
+    """The test slice's impressions with what the fine ranker, whose schema this is, makes of them: `score_<task>`, the
+    probability of each of the log's tasks or the expected seconds of a duration."""
+    rows = store.log("test")
+    scores = fine.with_durations(fine.probabilities(model, encoder, rows), schema)
+    tasks = [label for label in schema.labels if label != fine.RELEVANCE]
+    told = {f"score_{task}": scores[:, schema.labels.index(task)] for task in tasks}
+    return pa.table({**impressions(store, rows, "test", tasks), **told})
+
+
+def impressions(store: FeatureStore, rows: Rows, slice_name: str, tasks: Sequence[str]) -> Columns:
+    """The impressions of a slice, which are `rows`, with their labels, and the rate `item_<task>_rate_all` of their
+    items so far."""
+    names = [number.name for number in store.schema.numbers]
+    rates = [rate for task in tasks if (rate := f"item_{task}_rate_all") in names]
+    plain = store.columns(["user", "item", "domain", "time", "random", *tasks], slice_name)
+    return {**plain, **{rate: rows.numbers[:, names.index(rate)] for rate in rates}}
+
+
+def watch_metrics(predictions: pa.Table, schema: Schema) -> dict[str, float]:
+    """`duration_metrics` of what the ranker expects of durations."""
+    metrics: dict[str, float] = {}
+    for name in (label for label in schema.labels if label in schema.durations):
+        seconds, expected, user = (predictions[column].to_numpy() for column in (name, f"score_{name}", "user"))
+        metrics |= duration_metrics(name, seconds, expected, user)
+    return metrics

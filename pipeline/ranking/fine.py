@@ -7,6 +7,8 @@ at the start of the validation slice, did the user engage with this one in that 
 candidates, unexposed ones among them, with features as of the request; the other tasks are masked there, and
 relevance is masked on impressions. Requests of half of the users (fold `distil`) are trained on; the other half
 (fold `tune`) decide when to stop and how the task scores are fused. The test slice is seen by none of this.
+
+Watch time. With `Loss.watch_time` a duration is one more output; what is served of it is e^logit, the expected seconds.
 """
 
 from __future__ import annotations
@@ -25,18 +27,26 @@ from models.objective import Criterion, objective
 from models.rankers.gbdt_lr import GBDTLR
 from models.schema import Schema
 from pipeline.config import Fine, Loss
-from pipeline.evaluation.metrics import auc
+from pipeline.evaluation.metrics import auc, duration_metrics
 from pipeline.features.store import FeatureStore, Rows
 from pipeline.ranking.batches import Batch, Encoder, in_order, shuffled
 from pipeline.ranking.fit import Fitted, Log, fit
 from pipeline.ranking.fuse import fuse, ndcg, tune, with_recall
-from pipeline.ranking.losses import corrected_for_sampling, masked_bce, negatives_gradient, with_ranking
+from pipeline.ranking.losses import (
+    corrected_for_sampling,
+    masked_bce,
+    negatives_gradient,
+    with_ranking,
+    with_watch_time,
+)
 from pipeline.ranking.merged import Merged
 from pipeline.ranking.trees import grow
 from pipeline.ranking.weighting import mean_shift, repeat_weights, sample_negatives
 
 RELEVANCE = "relevance"
 CHUNK = 400_000
+HOUR = 3_600.0
+LARGEST = 1 - 1e-7
 
 
 @dataclass(frozen=True)
@@ -50,25 +60,33 @@ class Ranker:
 
     def fuse(self, scores: np.ndarray, merged: Merged) -> np.ndarray:
         """The ranking score (N,) of merged candidates with (N, T) probabilities."""
-        return fuse(with_recall(scores, merged.position), merged.domain[merged.request], self.weights)
+        shares = with_durations(scores, self.schema, HOUR)
+        return fuse(with_recall(shares, merged.position), merged.domain[merged.request], self.weights)
 
     def fuse_tasks(self, scores: np.ndarray, merged: Merged) -> np.ndarray:
         """The same without the place in the merge: what the ranker itself thinks."""
-        return fuse(scores, merged.domain[merged.request], self.weights[:, :-1])
+        shares = with_durations(scores, self.schema, HOUR)
+        return fuse(shares, merged.domain[merged.request], self.weights[:, :-1])
 
 
 class Calibrated(nn.Module):
-    """A ranker whose logits are shifted, each task's by its own constant (T,)."""
+    """A ranker whose logits are shifted, each task's by its own constant, and bounded by a ceiling, (T,) both.
+
+    The ceiling is a duration's: of an odd row a network may expect e^20 seconds, so it may not exceed the longest that
+    was watched in training.
+    """
 
     shift: Tensor
+    ceiling: Tensor
 
-    def __init__(self, model: nn.Module, shift: Tensor) -> None:
+    def __init__(self, model: nn.Module, shift: Tensor, ceiling: Tensor) -> None:
         super().__init__()
         self.model = model
         self.register_buffer("shift", shift)
+        self.register_buffer("ceiling", ceiling)
 
     def forward(self, batch: Batch) -> Tensor:
-        return self.model(batch) + self.shift  # type: ignore[no-any-return]
+        return torch.minimum(self.model(batch) + self.shift, self.ceiling)
 
 
 @torch.inference_mode()
@@ -84,6 +102,31 @@ def probabilities(model: nn.Module, encoder: Encoder, rows: Rows) -> np.ndarray:
     return logits(model, encoder, rows).sigmoid().numpy()
 
 
+def with_durations(probabilities: np.ndarray, schema: Schema, unit: float = 1.0) -> np.ndarray:
+    """Probabilities (N, T) with, in the place of a duration's, what is expected of it in `unit` seconds: the odds.
+
+    Fusion reads it in hours, a number under one like a probability.
+    """
+    values = probabilities.copy()
+    for place in (place for place, label in enumerate(schema.labels) if label in schema.durations):
+        share = np.minimum(values[:, place].astype(np.float64), LARGEST)
+        values[:, place] = share / (1 - share) / unit
+    return values
+
+
+def impressions(store: FeatureStore, name: str, loss: Loss) -> Rows:
+    """The log's rows of a slice with the labels of `outputs`."""
+    rows = store.log(name)
+    watched = [store.schema.durations.index(one) for one in store.schema.durations if one == loss.watch_time]
+    return replace(rows, labels=np.concatenate([rows.labels, rows.durations[:, watched]], axis=1))
+
+
+def outputs(schema: Schema, settings: Fine) -> Schema:
+    """What a ranker of impressions has an output for: the log's tasks and, if it is learnt, the time watched."""
+    watched = tuple(one for one in schema.durations if one == settings.loss.watch_time)
+    return replace(schema, labels=(*schema.labels, *watched), encodings=settings.encodings)
+
+
 def criterion_of(loss: Loss, labels: tuple[str, ...]) -> Criterion:
     """How the settings measure the logits of these labels.
 
@@ -96,6 +139,8 @@ def criterion_of(loss: Loss, labels: tuple[str, ...]) -> Criterion:
         criterion = corrected_for_sampling(
             criterion, [1.0 if one == RELEVANCE else loss.negative_rate for one in labels]
         )
+    if loss.watch_time:
+        criterion = with_watch_time(criterion, labels.index(loss.watch_time))
     return criterion
 
 
@@ -110,19 +155,20 @@ def train(features: Path, recall: Path, out: Path, *, settings: Fine, seed: int,
     merged = Merged.open(recall)
     distil = first_requests(merged.only(merged.fold == "distil"), settings.candidate_requests)
     held_out = merged.only(merged.fold == "tune")
-    schema = replace(store.schema, labels=(*store.schema.labels, RELEVANCE), encodings=settings.encodings)
+    learnt = outputs(store.schema, settings)
+    schema = replace(learnt, labels=(*learnt.labels, RELEVANCE))
 
-    shown, weight = weighed(store.log("train"), settings.loss, seed)
+    shown, weight = weighed(impressions(store, "train", settings.loss), settings.loss, seed)
     candidates = _candidates(store, distil, settings, seed)
     rows = Rows.concatenate([_impressions(shown), candidates])
     weight = np.concatenate([weight, np.ones(len(candidates), np.float32)])
-    impressions = _impressions(store.log("validation"))
-    impressions = impressions.take(np.flatnonzero(~np.isin(impressions.user, distil.user)))
+    unseen = _impressions(impressions(store, "validation", settings.loss))
+    unseen = unseen.take(np.flatnonzero(~np.isin(unseen.user, distil.user)))
 
-    model, fitted = learn(encoder, schema, rows, weight, impressions, settings=settings, seed=seed, log=log)
+    model, fitted = learn(encoder, schema, rows, weight, unseen, settings=settings, seed=seed, log=log)
     scores = score_candidates(model, encoder, store, held_out)
     weights = tune(
-        with_recall(scores, held_out.position),
+        with_recall(with_durations(scores, schema, HOUR), held_out.position),
         held_out.domain,
         held_out.request,
         held_out.positive,
@@ -176,6 +222,10 @@ def learn(
     if isinstance(model, GBDTLR):
         grow(model, encoder, rows, seed)
     tasks = encoder.schema.labels
+    watched = [place for place, label in enumerate(schema.labels) if label in schema.durations]
+    ceiling = torch.full((len(schema.labels),), torch.inf)
+    for place in watched:
+        ceiling[place] = float(np.log(np.nanmax(rows.labels[:, place])))
     criterion = criterion_of(settings.loss, schema.labels)
     repeats = {"weight": torch.from_numpy(weight)} if settings.loss.repeat_weight else {}
 
@@ -183,8 +233,13 @@ def learn(
         return objective(model, batch, criterion)
 
     def validate(model: nn.Module) -> dict[str, float]:
-        scores = probabilities(model, encoder, held_out)
-        return {f"auc_{task}": auc(held_out.labels[:, place], scores[:, place]) for place, task in enumerate(tasks)}
+        bounded = Calibrated(model, torch.zeros_like(ceiling), ceiling)
+        scores = with_durations(probabilities(bounded, encoder, held_out), schema)
+        metrics = {f"auc_{task}": auc(held_out.labels[:, place], scores[:, place]) for place, task in enumerate(tasks)}
+        for place in watched:
+            seconds, expected = held_out.labels[:, place], scores[:, place]
+            metrics |= duration_metrics(schema.labels[place], seconds, expected, held_out.user)
+        return metrics
 
     fitted = fit(
         model,
@@ -202,8 +257,10 @@ def learn(
     )
     shift = np.zeros(len(schema.labels), np.float32)
     if settings.loss.repeat_weight:
-        shift = mean_shift(logits(model, encoder, held_out).numpy(), held_out.labels)
-    return Calibrated(model, torch.from_numpy(shift)).eval(), fitted
+        binary = held_out.labels.copy()
+        binary[:, watched] = np.nan
+        shift = mean_shift(logits(model, encoder, held_out).numpy(), binary)
+    return Calibrated(model, torch.from_numpy(shift), ceiling).eval(), fitted
 
 
 def score_candidates(model: nn.Module, encoder: Encoder, store: FeatureStore, merged: Merged) -> np.ndarray:
@@ -230,7 +287,8 @@ def load(folder: Path) -> Ranker:
 
     settings = json.loads((folder / "settings.json").read_text())
     schema = Schema.from_json((folder / "schema.json").read_text())
-    model = Calibrated(RANKERS[settings["model"]](schema, **settings["options"]), torch.zeros(len(schema.labels)))
+    zeros = torch.zeros(len(schema.labels))
+    model = Calibrated(RANKERS[settings["model"]](schema, **settings["options"]), zeros, zeros.clone())
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return Ranker(model.eval(), schema, np.array(settings["fusion"]))
 
@@ -242,10 +300,10 @@ def _impressions(rows: Rows) -> Rows:
 
 
 def _candidates(store: FeatureStore, merged: Merged, settings: Fine, seed: int) -> Rows:
-    """Recalled candidates: relevance is known, the log's tasks are not."""
+    """Recalled candidates: relevance is known, the other outputs are not."""
     sample = merged.sample(settings.candidates, seed)
     rows = sample.rows(store)
-    unknown = np.full((len(rows), len(store.schema.labels)), np.nan, np.float32)
+    unknown = np.full((len(rows), len(outputs(store.schema, settings).labels)), np.nan, np.float32)
     return replace(rows, labels=np.concatenate([unknown, sample.positive[:, None].astype(np.float32)], axis=1))
 
 

@@ -19,26 +19,39 @@ from models.sequences import segment_log_softmax
 def masked_bce(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
     """Binary cross-entropy, averaged per task over the rows whose label is known, by `batch["weight"]` (B,) if there
     is one: (T,)."""
-    weight = batch["weight"] if "weight" in batch else torch.ones_like(logits[:, 0])
-    return _weighted_bce(logits, batch["labels"], weight[:, None])
-
-
-def watch_time(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """Weighted logistic regression: a positive weighs its `batch["seconds"]` (B,), a negative 1 (Covington et al.,
-    Deep Neural Networks for YouTube Recommendations, RecSys 2016, §4.2).
-
-    The odds e^logit come to Σ seconds / negatives, which is the mean time per impression, and a little more: over its
-    share of negatives. So e^logit is what to serve, not σ.
-    """
     labels = batch["labels"]
-    return _weighted_bce(logits, labels, torch.where(labels == 1, batch["seconds"][:, None], 1.0))
-
-
-def _weighted_bce(logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
     loss = F.binary_cross_entropy_with_logits(logits, labels.nan_to_num(0.0), reduction="none")
-    weight = weight * ~labels.isnan()
+    weight = ~labels.isnan() * (batch["weight"][:, None] if "weight" in batch else 1.0)
     total = weight.sum(0)
     return (loss * weight).sum(0) / total.where(total > 0, 1.0)
+
+
+def watch_time(logits: Tensor, seconds: Tensor) -> Tensor:
+    """Weighted logistic regression of logits (B,): an impression is a negative of weight 1 and, watched for `seconds`
+    (B,), a positive of that weight; a scalar, 0 where all seconds are NaN.
+
+    The odds e^logit come to Σ seconds / impressions, the expected seconds, so that they are what to serve, not σ.
+    Covington et al. (Deep Neural Networks for YouTube Recommendations, RecSys 2016, §4.2) count a watched impression as
+    a positive only. Their odds, Σ seconds / negatives, are near that where few impressions are watched; where nine of
+    ten are, they are ten times as much.
+    """
+    known = ~seconds.isnan()
+    watched = seconds.nan_to_num(0.0)
+    loss = watched * F.softplus(-logits) + F.softplus(logits)
+    return (loss * known).sum() / ((1 + watched) * known).sum().clamp(min=1.0)
+
+
+def with_watch_time(criterion: Criterion, task: int) -> Criterion:
+    """The criterion for all tasks but one, whose label is in seconds: its loss is that of `watch_time`."""
+
+    def both(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        labels = batch["labels"].clone()
+        labels[:, task] = torch.nan
+        of_time = watch_time(logits[:, task], batch["labels"][:, task])
+        losses = criterion(logits, {**batch, "labels": labels})
+        return torch.cat([losses[:task], of_time[None].to(losses.dtype), losses[task + 1 :]])
+
+    return both
 
 
 def with_ranking(criterion: Criterion, group: str, weight: float) -> Criterion:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from pathlib import Path
 from types import ModuleType
@@ -11,11 +12,12 @@ import numpy as np
 import polars as pl
 
 from pipeline import config
-from pipeline.features.store import SLICES, FeatureStore
+from pipeline.features.store import FeatureStore
 from pipeline.lake import InputError, write_json
 from pipeline.progress import progress
 from pipeline.recall import exposure, fresh, hot, item_cf, two_tower
 from pipeline.recall.merge import snake_merge
+from pipeline.recall.route import Requests
 from pipeline.recall.snapshot import Snapshot, take
 
 ROUTES: dict[str, ModuleType] = {
@@ -26,11 +28,41 @@ ROUTES: dict[str, ModuleType] = {
 }
 
 FOLD_SALT = 1
+GIVEN = ("model", "positive", "seed", "log")
+
+
+def check(settings: config.Recall) -> None:
+    """Raise `InputError` for a route that does not exist and for an option that a route does not have."""
+    for key, named in (("routes", settings.routes), ("quota", settings.quota), ("options", settings.options)):
+        if unknown := [route for route in named if route not in ROUTES]:
+            raise InputError(f"recall.{key}: {unknown[0]!r} is unknown; there are {', '.join(ROUTES)}")
+    for route, given in settings.options.items():
+        known = [*keywords(route, "train"), *keywords(route, "fit")]
+        if strange := [option for option in given if option not in known]:
+            raise InputError(f"recall.options.{route}: there is no {strange[0]!r}; it has {', '.join(known)}")
+
+
+def trained(settings: config.Recall) -> list[str]:
+    """The configured routes that have a model to be trained first."""
+    return [route for route in settings.routes if hasattr(ROUTES[route], "train")]
+
+
+def options(settings: config.Recall, route: str, function: str) -> dict[str, Any]:
+    """The settings that are keywords of the route's function "train" or "fit"."""
+    known = keywords(route, function)
+    return {name: value for name, value in settings.options.get(route, {}).items() if name in known}
+
+
+def keywords(route: str, function: str) -> list[str]:
+    if not hasattr(ROUTES[route], function):
+        return []
+    parameters = inspect.signature(getattr(ROUTES[route], function)).parameters.values()
+    return [one.name for one in parameters if one.kind is one.KEYWORD_ONLY and one.name not in GIVEN]
 
 
 def recall(
     features: Path,
-    two_tower: Path,
+    models: dict[str, Path],
     out: Path,
     *,
     moment: str,
@@ -46,11 +78,10 @@ def recall(
     merged and funnel.json, and each route's own folder. Returns recall and sizes per route, of their union and of
     the merge.
 
-    Raises `InputError` for a route that does not exist and for a slice without a positive.
+    `models` holds the folders of the routes that are trained.
+
+    Raises `InputError` for a slice without a positive.
     """
-    unknown = [route for route in (*settings.routes, *settings.quota) if route not in ROUTES]
-    if unknown:
-        raise InputError(f"recall.routes: {unknown[0]!r} is unknown; there are {', '.join(ROUTES)}")
     store = FeatureStore.open(features)
     snapshot = take(store, store.slices[moment], positive)
     asked, positives = requests_of(store, moment, positive, tasks, requests)
@@ -58,7 +89,7 @@ def recall(
     shown = exposure.fit(snapshot, out / "exposure", days=settings.exposure_days, error=settings.exposure_error)
     lately = snapshot.interactions.filter((pl.col("time") >= shown.since) & (pl.col("user") > 0))
 
-    recalled = flag(ask(snapshot, asked, lately, two_tower, out, settings), asked, shown)
+    recalled = flag(ask(snapshot, asked, lately, models, out, settings), asked, shown)
     candidates = refill(recalled, settings.per_route)
     merged = snake_merge(candidates, settings.routes, size=settings.merged, quota=settings.quota)
     exposed_positives = flag(positives, asked, shown).filter("exposed").select("request", "item")
@@ -92,24 +123,25 @@ def recall(
 
 
 def ask(
-    snapshot: Snapshot, requests: pl.DataFrame, lately: pl.DataFrame, model: Path, out: Path, settings: config.Recall
+    snapshot: Snapshot,
+    requests: pl.DataFrame,
+    lately: pl.DataFrame,
+    models: dict[str, Path],
+    out: Path,
+    settings: config.Recall,
 ) -> pl.DataFrame:
     """Fit every route and ask it for more than `per_route` items, up to twice as many, so that the filter may take what
     was shown `lately` (user, item): request, item, route, rank, score."""
     most_shown = lately.join(requests, on="user", how="semi")["user"].unique_counts().max() or 0
     k = settings.per_route + min(settings.per_route, int(most_shown))  # type: ignore[arg-type]
-    options: dict[str, dict[str, Any]] = {
-        "hot": {"half_life_days": settings.hot_half_life_days},
-        "fresh": {"days": settings.fresh_days},
-        "item_cf": {"neighbours": settings.neighbours},
-        "two_tower": {"two_tower": model, "index": settings.index},
-    }
     parts: list[pl.DataFrame] = []
+    known = Requests.of(snapshot, requests)
     for route in progress(settings.routes, "recall"):
         folder = out / route
         folder.mkdir()
-        ROUTES[route].fit(snapshot, folder, **options[route])
-        found = ROUTES[route].recall(folder, snapshot, requests, k)
+        model = {"model": models[route]} if route in models else {}
+        ROUTES[route].fit(snapshot, folder, **model, **options(settings, route, "fit"))
+        found = ROUTES[route].load(folder, snapshot.store).recall(known, k).frame(requests["request"])
         if found.is_empty():
             logging.getLogger(__name__).warning("the route %s recalled nothing; the others fill its place", route)
         parts.append(found.select("request", "item", pl.lit(route).alias("route"), "rank", "score"))
@@ -124,17 +156,16 @@ def requests_of(
     Up to `limit` requests, chosen by a hash of (user, domain). Validation users fall by a hash into two folds, so that
     what is fitted on one is tuned on the other.
     """
-    slices = pl.scan_parquet(store.folder / "log.parquet").filter(pl.col("slice") == SLICES.index(moment))
+    log = pl.DataFrame(store.columns(["user", "domain", "item", *tasks], moment))
     engaged = (
-        slices.filter(pl.col(positive) > 0)
+        log.filter(pl.col(positive) > 0)
         .group_by("user", "domain", "item")
         .agg(pl.col(tasks).max())
         .sort("user", "domain", "item")
-        .collect()
     )
     if engaged.is_empty():
         raise InputError(
-            f"{store.folder}/log.parquet: no row of the {moment} slice has {positive} = 1; lengthen split.{moment}_days"
+            f"{store.folder}: no row of the {moment} slice has {positive} = 1; lengthen split.{moment}_days"
         )
     pairs = engaged.select("user", "domain").unique(maintain_order=True)
     keys = exposure.pair_keys(pairs["user"].to_numpy(), pairs["domain"].to_numpy())

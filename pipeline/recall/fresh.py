@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
-from pipeline.recall.snapshot import CANDIDATES, DAY, Snapshot
+from pipeline.features.store import FeatureStore
+from pipeline.recall.route import Found, Requests, Route, same_for_all
+from pipeline.recall.snapshot import DAY, Snapshot
+
+LONGEST = 2_000
 
 EVIDENCE = 20
 FLOOR = 0.25
 
 
-def fit(snapshot: Snapshot, folder: Path, *, days: float) -> None:
-    """Write the list of fresh items, the same for every request.
+def fit(snapshot: Snapshot, folder: Path, *, days: float = 3.0) -> None:
+    """Write the list of fresh items, at most 2,000, the same for every request.
 
     First the items of the last `days`, newest first; then, for when these are too few, older ones, best first.
     Items whose quality lies in the worst quarter of the catalogue are left out. Ties go to the lower item number.
@@ -34,14 +41,25 @@ def fit(snapshot: Snapshot, folder: Path, *, days: float) -> None:
             rank=pl.int_range(1, pl.len() + 1, dtype=pl.Int32),
             score=pl.col("quality").cast(pl.Float32),
         )
+        .head(LONGEST)
     )
     chosen.write_parquet(folder / "fresh.parquet", compression="zstd", statistics=False)
 
 
-def recall(folder: Path, snapshot: Snapshot, requests: pl.DataFrame, k: int) -> pl.DataFrame:  # noqa: ARG001
-    """The first `k` fresh items for every request: request, item, rank, score (the item's quality)."""
-    chosen = pl.scan_parquet(folder / "fresh.parquet").filter(pl.col("rank") <= k).collect()
-    return requests.select("request").join(chosen, how="cross", maintain_order="left_right").cast(CANDIDATES)  # type: ignore[arg-type]
+@dataclass(frozen=True)
+class Fresh:
+    """One list for all, best first: `items` (N,) and their quality as `scores` (N,)."""
+
+    items: npt.NDArray[np.int32]
+    scores: npt.NDArray[np.float32]
+
+    def recall(self, requests: Requests, k: int) -> Found:
+        return same_for_all(self.items, self.scores, requests, k)
+
+
+def load(folder: Path, store: FeatureStore) -> Route:  # noqa: ARG001
+    chosen = pl.read_parquet(folder / "fresh.parquet")
+    return Fresh(chosen["item"].to_numpy(), chosen["score"].to_numpy())
 
 
 def quality(snapshot: Snapshot) -> pl.DataFrame:

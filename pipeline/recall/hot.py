@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
-from pipeline.recall.snapshot import CANDIDATES, DAY, Snapshot
+from pipeline.features.store import FeatureStore
+from pipeline.recall.route import NOTHING, Found, Requests, Route
+from pipeline.recall.snapshot import DAY, Snapshot
+
+LONGEST = 2_000
 
 
-def fit(snapshot: Snapshot, folder: Path, *, half_life_days: float) -> None:
-    """Write one list per domain: its items by decayed engagement, then those of all domains that it lacks.
+def fit(snapshot: Snapshot, folder: Path, *, half_life_days: float = 3.0) -> None:
+    """Write one list per domain, of at most 2,000 items: its items by decayed engagement, then those of all domains
+    that it lacks.
 
     An engagement counts 1 at the snapshot's time and half as much for every half-life before it. Ties go to the
     lower item number. A domain without a single engagement has the list of all domains.
@@ -34,16 +42,29 @@ def fit(snapshot: Snapshot, folder: Path, *, half_life_days: float) -> None:
             rank=pl.int_range(1, pl.len() + 1, dtype=pl.Int32).over("domain"),
             score=pl.col("score").cast(pl.Float32),
         )
+        .filter(pl.col("rank") <= LONGEST)
     )
     lists.write_parquet(folder / "hot.parquet", compression="zstd", statistics=False)
 
 
-def recall(folder: Path, snapshot: Snapshot, requests: pl.DataFrame, k: int) -> pl.DataFrame:  # noqa: ARG001
-    """The first `k` items of each request's domain: request, item, rank, score."""
-    lists = pl.scan_parquet(folder / "hot.parquet").filter(pl.col("rank") <= k).collect()
-    return (
-        requests.select("request", "domain")
-        .join(lists, on="domain", how="inner", maintain_order="left_right")
-        .select(*CANDIDATES)
-        .cast(CANDIDATES)  # type: ignore[arg-type]
-    )
+@dataclass(frozen=True)
+class Hot:
+    """A list a domain, padded to the longest: `items` (P, L) and `scores` (P, L)."""
+
+    items: npt.NDArray[np.int32]
+    scores: npt.NDArray[np.float32]
+
+    def recall(self, requests: Requests, k: int) -> Found:
+        """The first `k` items of each request's domain; nothing for an unknown one."""
+        items = self.items[requests.domain, :k]
+        items[requests.domain < 0] = NOTHING
+        return Found(items, self.scores[requests.domain, :k])
+
+
+def load(folder: Path, store: FeatureStore) -> Route:
+    lists = pl.read_parquet(folder / "hot.parquet")
+    shape = (len(store.schema.domains), lists["rank"].to_numpy().max(initial=0))
+    hot = Hot(np.full(shape, NOTHING, np.int32), np.zeros(shape, np.float32))
+    place = lists["domain"].to_numpy(), lists["rank"].to_numpy() - 1
+    hot.items[place], hot.scores[place] = lists["item"].to_numpy(), lists["score"].to_numpy()
+    return hot

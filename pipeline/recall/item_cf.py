@@ -8,6 +8,7 @@ inverse user frequency of Breese, Heckerman & Kadie (UAI 1998), so that users wh
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +16,23 @@ import polars as pl
 import scipy.sparse as sp
 import torch
 
-from pipeline.recall.snapshot import CANDIDATES, Snapshot
+from pipeline.features.store import FeatureStore
+from pipeline.recall.route import Found, Requests, Route, best
+from pipeline.recall.snapshot import Snapshot
 
 BLOCK = 500
 RECENT = 50
+PARTS = ("data", "indices", "indptr")
 
 
-def fit(snapshot: Snapshot, folder: Path, *, neighbours: int) -> None:
+def fit(snapshot: Snapshot, folder: Path, *, neighbours: int = 100) -> None:
     """Write the `neighbours` most similar available items of every item that anybody took."""
     users, items = (snapshot.history[name].to_numpy() for name in ("user", "item"))
     available = snapshot.items["item"].to_numpy()
     size = int(max(items.max(initial=0), available.max(initial=0))) + 1
     similar = similarities(users, items, size, available=available, neighbours=neighbours)
-    sp.save_npz(folder / "item_cf.npz", similar, compressed=False)
+    for name in PARTS:
+        np.save(folder / f"{name}.npy", getattr(similar, name))
 
 
 def similarities(
@@ -55,7 +60,7 @@ def similarities(
         np.fill_diagonal(block[:, first:], 0.0)
         bound = torch.from_numpy(block).topk(kept, sorted=False).values.amin(dim=1, keepdim=True).numpy()
         row, column = np.nonzero((block >= bound) & (block > 0))
-        row, column, value, _ = best(row, column, block[row, column], neighbours)
+        row, column, value = nearest(row, column, block[row, column], neighbours)
         rows.append(row + first)
         others.append(column)
         values.append(value)
@@ -63,47 +68,44 @@ def similarities(
     return sp.csr_array((np.concatenate(values).astype(np.float32), coordinates), shape=(size, size))
 
 
-def recall(folder: Path, snapshot: Snapshot, requests: pl.DataFrame, k: int) -> pl.DataFrame:
-    """The `k` items nearest to each user's last 50, those already taken left out: request, item, rank, score.
+@dataclass(frozen=True)
+class ItemCF:
+    """Row i of `similar` (I, I) holds what `similarities` found for item i."""
 
-    An item's score is the sum of its similarities to them, the latest counting 1, the one before 1/√2, then 1/√3 …
-    """
-    similar = sp.load_npz(folder / "item_cf.npz")
-    people = requests.select("user").unique(maintain_order=True).with_row_index("row")
-    history = (
-        snapshot.history.join(people, on="user", how="inner", maintain_order="left")
-        .with_columns(back=pl.int_range(pl.len(), 0, -1).over("row"))
-        .filter(pl.col("item") < similar.shape[0])
-    )
-    latest = history.filter(pl.col("back") <= RECENT).group_by("row", "item", maintain_order=True).agg(pl.min("back"))
-    shape = (len(people), similar.shape[0])
-    row, item = latest["row"].to_numpy(), latest["item"].to_numpy()
-    recent = sp.csr_array((latest["back"].to_numpy() ** -0.5, (row, item)), shape=shape)
-    scores = (recent @ similar).tocoo()
-    seen = history["row"].to_numpy().astype(np.int64) * shape[1] + history["item"].to_numpy()
-    new = ~np.isin(scores.row.astype(np.int64) * shape[1] + scores.col, seen)
-    row, item, score, rank = best(scores.row[new], scores.col[new], scores.data[new], k)
-    found = pl.DataFrame({"row": row, "item": item, "rank": rank, "score": score}, schema_overrides={"row": pl.UInt32})
-    return (
-        requests.select("request", "user")
-        .join(people, on="user", how="left", maintain_order="left")
-        .join(found, on="row", how="inner", maintain_order="left_right")
-        .select(*CANDIDATES)
-        .cast(CANDIDATES)  # type: ignore[arg-type]
-    )
+    similar: sp.csr_array
+
+    def recall(self, requests: Requests, k: int) -> Found:
+        """The `k` items nearest to each user's last 50, those already taken left out.
+
+        An item's score is the sum of its similarities to them, the latest counting 1, the one before 1/√2, then 1/√3 …
+        """
+        size = self.similar.shape[0]
+        row, back = requests.row, requests.back
+        known = requests.items < size
+        taken = row[known] * size + requests.items[known]
+        latest = back[known] <= RECENT
+        pairs, newest = np.unique(taken[latest][::-1], return_index=True)
+        weights = back[known][latest][::-1][newest] ** -0.5
+        recent = sp.csr_array((weights, np.divmod(pairs, size)), shape=(len(requests), size))
+        scores = (recent @ self.similar).tocoo()
+        new = ~np.isin(scores.row.astype(np.int64) * size + scores.col, taken)
+        return best(scores.row[new], scores.col[new], scores.data[new], requests=len(requests), k=k)
 
 
-def best(
+def load(folder: Path, store: FeatureStore) -> Route:  # noqa: ARG001
+    parts = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in PARTS]
+    size = len(parts[2]) - 1
+    return ItemCF(sp.csr_array(tuple(parts), shape=(size, size)))
+
+
+def nearest(
     row: np.ndarray, column: np.ndarray, value: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The `k` largest entries of each row of a sparse matrix, best first, with their ranks from 1.
-
-    Ties go to the lower column.
-    """
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The `k` largest entries of each row of a sparse matrix, best first; ties go to the lower column."""
     entries = pl.DataFrame({"row": row, "column": column, "value": value})
     entries = entries.sort("row", "value", "column", descending=[False, True, False])
-    entries = entries.with_columns(rank=pl.int_range(1, pl.len() + 1).over("row")).filter(pl.col("rank") <= k)
-    return tuple(entries[name].to_numpy() for name in ("row", "column", "value", "rank"))  # type: ignore[return-value]
+    entries = entries.filter(pl.int_range(1, pl.len() + 1).over("row") <= k)
+    return tuple(entries[name].to_numpy() for name in entries.columns)  # type: ignore[return-value]
 
 
 def _binary(users: np.ndarray, items: np.ndarray, size: int) -> sp.csr_array:

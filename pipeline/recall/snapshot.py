@@ -34,12 +34,8 @@ class Snapshot:
 
 def take(store: FeatureStore, time: int, positive: str) -> Snapshot:
     """The snapshot of a features folder at `time`; `positive` is the task that counts as engagement."""
-    interactions = (
-        pl.scan_parquet(store.folder / "log.parquet")
-        .filter(pl.col("time") < time)
-        .select("user", "item", "domain", "time", engaged=pl.col(positive) > 0)
-        .collect()
-    )
+    log = pl.DataFrame(store.columns(["user", "item", "domain", "time", positive])).filter(pl.col("time") < time)
+    interactions = log.select("user", "item", "domain", "time", engaged=pl.col(positive) > 0)
     begin = store.slices["begin"]
     prior = [
         pl.scan_parquet(store.folder / f"behaviour_{sequence.name}.parquet")

@@ -10,24 +10,24 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import faiss
 import numpy as np
-import polars as pl
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from models.schema import Schema
 from models.two_tower import TwoTower
-from pipeline import config
 from pipeline.features.store import FeatureStore, Rows
 from pipeline.lake import InputError, write_json
 from pipeline.ranking.batches import Batch, Encoder
 from pipeline.ranking.fit import fit as fit_model
 from pipeline.recall import index as nearest
-from pipeline.recall.snapshot import CANDIDATES, Snapshot, available
+from pipeline.recall.route import Found, Requests, Route
+from pipeline.recall.snapshot import Snapshot, available
 
 WEIGHTS, SETTINGS, INDEX = "model.safetensors", "two_tower.json", "index.faiss"
 FLATTEN = 0.75
@@ -104,23 +104,28 @@ def train(
     features: Path,
     out: Path,
     *,
-    settings: config.TwoTower,
     positive: str,
     seed: int,
     log: Callable[[dict[str, float], int], None],
+    width: int = 32,
+    epochs: int = 3,
+    batch_size: int = 256,
+    learning_rate: float = 0.003,
+    temperature: float = 0.1,
+    negatives: int = 1024,
 ) -> dict[str, float]:
-    """Train on the engaged rows of the train slice and write the weights of the epoch with the best recall@50 on
-    validation.
+    """Train on the engaged rows of the train slice, `negatives` drawn items beside each batch, and write the weights of
+    the epoch with the best recall@50 on validation.
 
     Raises `InputError` when the train slice has no positive of the task.
     """
     store = FeatureStore.open(features)
     rows = engaged(store, "train", positive)
     if not len(rows):
-        raise InputError(f"{features}/log.parquet: no row of the train slice has {positive} = 1; choose another task")
+        raise InputError(f"{features}: no row of the train slice has {positive} = 1; choose another task")
     catalogue = available(store, store.slices["validation"])["item"].to_numpy()
     torch.manual_seed(seed)
-    model = make(store.schema, settings.width, content_width(store))
+    model = make(store.schema, width, content_width(store))
     encoder = Encoder(store)
     items = every_item(store, encoder)
     sampler = Sampler.of(rows.item, catalogue, len(items["fields"]))
@@ -131,20 +136,20 @@ def train(
         order = torch.randperm(len(rows), generator=generator)
         own = torch.from_numpy(rows.item).long()
         order = order[chance[order] < sampler.keep[own[order]]]
-        for index in torch.split(order, settings.batch_size):
-            drawn = torch.multinomial(sampler.negative, settings.negatives, replacement=True, generator=generator)
+        for index in torch.split(order, batch_size):
+            drawn = torch.multinomial(sampler.negative, negatives, replacement=True, generator=generator)
             item = torch.cat([own[index], drawn])
             yield Sample(
                 users=encoder(rows, index),
                 items={name: values[item] for name, values in items.items()},
                 item=item,
-                log_q=sampler.log_q(item, len(index), settings.negatives),
+                log_q=sampler.log_q(item, len(index), negatives),
             )
 
     def loss(model: nn.Module, sample: Sample) -> Tensor:
         assert isinstance(model, TwoTower)
         users, items = model.user(sample.users), model.item(sample.items)
-        return listwise_loss(users, items, sample.item, sample.log_q, temperature=settings.temperature)
+        return listwise_loss(users, items, sample.item, sample.log_q, temperature=temperature)
 
     held_out = first_of_each_user(engaged(store, "validation", positive), VALIDATION_USERS, seed)
     known = available(store, store.slices["test"])["item"].to_numpy()
@@ -159,40 +164,47 @@ def train(
         batches,
         loss,
         validate,
-        steps=-(-len(rows) // settings.batch_size),
-        epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
+        steps=-(-len(rows) // batch_size),
+        epochs=epochs,
+        learning_rate=learning_rate,
         monitor=f"recall_{CUTOFF}",
         log=log,
     )
-    save(model, out, {**asdict(settings), "content": content_width(store), "epoch": fitted.epoch, **fitted.metrics})
+    told = {"width": width, "temperature": temperature, "content": content_width(store), "epoch": fitted.epoch}
+    save(model, out, {**told, **fitted.metrics})
     return {"positives": len(rows), "epoch": fitted.epoch, **fitted.metrics}
 
 
-def fit(snapshot: Snapshot, folder: Path, *, two_tower: Path, index: nearest.Kind) -> None:
+def fit(snapshot: Snapshot, folder: Path, *, model: Path, index: nearest.Kind = "flat") -> None:
     """Write the index of the available items' vectors, and the model beside it."""
     for name in (WEIGHTS, SETTINGS):
-        shutil.copyfile(two_tower / name, folder / name)
-    model = load(folder, snapshot.store.schema)
-    vectors = item_vectors(model, every_item(snapshot.store, Encoder(snapshot.store)))
+        shutil.copyfile(model / name, folder / name)
+    towers = load_model(folder, snapshot.store.schema)
+    vectors = item_vectors(towers, every_item(snapshot.store, Encoder(snapshot.store)))
     ids = snapshot.items["item"].to_numpy()
     nearest.save(nearest.build(vectors[ids], ids, index), folder / INDEX)
 
 
-def recall(folder: Path, snapshot: Snapshot, requests: pl.DataFrame, k: int) -> pl.DataFrame:
-    """The `k` items nearest to each user as of the snapshot: request, item, rank, score (the cosine)."""
-    model = load(folder, snapshot.store.schema)
-    user, domain = (requests[name].to_numpy(writable=True) for name in ("user", "domain"))
-    rows = snapshot.store.rows(user, np.zeros_like(user), domain, np.full(len(user), snapshot.time))
-    vectors = user_vectors(model, Encoder(snapshot.store), rows)
-    ids, scores = nearest.search(nearest.load(folder / INDEX, vectors.shape[1]), vectors, k)
-    found = {
-        "request": np.repeat(requests["request"].to_numpy(), k),
-        "item": ids.ravel(),
-        "rank": np.tile(np.arange(1, k + 1), len(user)),
-        "score": scores.ravel(),
-    }
-    return pl.DataFrame(found).filter(pl.col("item") >= 0).cast(CANDIDATES)  # type: ignore[arg-type]
+@dataclass(frozen=True)
+class Vectors:
+    """A trained two-tower, the index of its items' vectors, and the store that knows the users."""
+
+    model: TwoTower
+    index: faiss.Index
+    store: FeatureStore
+    encoder: Encoder
+
+    def recall(self, requests: Requests, k: int) -> Found:
+        """The `k` items nearest to each user, scored by the cosine."""
+        nobody = np.zeros(len(requests), np.int32)
+        rows = self.store.rows(requests.user, nobody, requests.domain, requests.time)
+        ids, scores = nearest.search(self.index, user_vectors(self.model, self.encoder, rows), k)
+        return Found(ids.astype(np.int32), scores)
+
+
+def load(folder: Path, store: FeatureStore) -> Route:
+    model = load_model(folder, store.schema)
+    return Vectors(model, nearest.load(folder / INDEX, model.embed.table.embedding_dim), store, Encoder(store))
 
 
 def make(schema: Schema, width: int, content: int) -> TwoTower:
@@ -207,7 +219,7 @@ def save(model: TwoTower, folder: Path, settings: dict[str, object]) -> None:
     write_json(folder / SETTINGS, settings)
 
 
-def load(folder: Path, schema: Schema) -> TwoTower:
+def load_model(folder: Path, schema: Schema) -> TwoTower:
     """The model in a folder, for scoring."""
     from safetensors.torch import load_file
 
@@ -245,6 +257,7 @@ def every_item(store: FeatureStore, encoder: Encoder) -> Batch:
         ends={sequence.name: nobody.astype(np.int64) for sequence in schema.sequences},
         lengths={sequence.name: nobody for sequence in schema.sequences},
         labels=np.zeros((size, len(schema.labels)), np.float32),
+        durations=np.zeros((size, len(schema.durations)), np.float32),
     )
     batch = encoder(rows)
     return {name: batch[name] for name in ("fields", "numbers", "content") if name in batch}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,13 +33,34 @@ class RawLog:
 
 
 def read_table(path: Path) -> pl.DataFrame:
-    """A Parquet file, or else a CSV whose column types are taken from all of its rows."""
-    if path.suffix == ".parquet":
-        return pl.read_parquet(path)
+    """A Parquet file, or else a CSV whose column types are taken from all of its rows.
+
+    Raises InputError naming the file if it is empty, truncated or corrupt, and the line where a CSV breaks its form.
+    """
     try:
-        return pl.read_csv(path, infer_schema_length=None)
+        return pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, infer_schema_length=None)
     except pl.exceptions.NoDataError:
         raise InputError(f"{path}: the file is empty; it needs a header line and rows") from None
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        if path.suffix == ".parquet":
+            told = f"not a readable Parquet file, truncated or corrupt ({_first_line(error)})"
+            raise InputError(f"{path}: {told}; write it again, or move it away") from None
+        raise InputError(
+            f"{path}: {_broken_line(path) or _first_line(error)}; mend the file, or move it away"
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0]
+
+
+def _broken_line(path: Path) -> str:
+    """What is wrong with the first line of a CSV that has not as many fields as the header; "" if all have."""
+    with path.open(newline="", errors="replace") as file:
+        lines = csv.reader(file)
+        width = len(next(lines, []))
+        wrong = next((f"line {lines.line_num} has {len(line)} fields" for line in lines if len(line) > width), "")
+    return wrong and f"{wrong}, the header {width}"
 
 
 def require(table: pl.DataFrame, columns: Sequence[str], *, name: str, advice: str) -> None:
