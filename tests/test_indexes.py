@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from day_files import read_log
 from event_tables import CONTRACT, FEATURES, write_events
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -119,7 +120,7 @@ def test_the_features_stage_writes_them_the_same_every_time(tmp_path):
     items = pl.read_parquet(tmp_path / "one" / "items.parquet")["item_id"].to_list()
     tags = dict(pl.read_parquet(events / "items.parquet").select("item_id", "tags").rows())
     train = json.loads((tmp_path / "one" / "slices.json").read_text())["validation"]
-    log = pl.read_parquet(tmp_path / "one" / "log.parquet").filter(pl.col("time") < train, pl.col("click") == 1)
+    log = read_log(tmp_path / "one").filter(pl.col("time") < train, pl.col("click") == 1)
     clicks = dict(log["item"].value_counts().rows())
     tagged = [number for number, item in enumerate(items) if item is not None and "3" in tags[item]]
     listed = found.items_of("tags", "3").tolist()

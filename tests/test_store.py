@@ -192,8 +192,10 @@ def test_the_cosine_of_the_outside_vectors(outside):
     user, item, domain, time = asked(store)
     found = store.rows(user, item, domain, time).numbers[:, -1]
     items = pl.read_parquet(store.folder / "items.parquet")["content"].to_numpy()
+    ids = pl.read_parquet(store.folder / "users.parquet")["user_id"]
+    vectors = dict(users.select("user_id", "content").rows())
     for row in range(len(user)):
-        vector = users["content"][int(user[row]) - 1] if user[row] else None
+        vector = vectors.get(ids[int(user[row])])
         if vector is None or not item[row]:
             assert found[row] == 0
         else:
