@@ -20,7 +20,7 @@ class DomainCross(nn.Module):
 
     A code c of a field with n codes becomes p·n + c in domain p; `schema` describes the new batch. The field `domain`
     is left out, unless a history has it: within a domain it is constant, and a constant divided by its deviation is
-    noise.
+    noise. Where it stays for the events' sake, the model leaves the row's own out.
     """
 
     sizes: Tensor

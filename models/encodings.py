@@ -7,12 +7,10 @@ Both are told about by the schema's `encodings`, so that every ranker whose inpu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
 from models.schema import Encoding, Schema
 
@@ -67,15 +65,6 @@ def number_of_digits(integer: int, base: int) -> int:
     while integer := integer // base:
         count += 1
     return count
-
-
-def similarity(
-    a: Float[Tensor, "B C"], b: Float[Tensor, "B C"], measure: Literal["cosine", "l2"] = "cosine"
-) -> Float[Tensor, " B"]:
-    """How alike two vectors are, in [0, 1]: (1 + cosine) / 2, or 1 / (1 + distance)."""
-    if measure == "cosine":
-        return functional.cosine_similarity(a, b, dim=1).add(1).div(2)
-    return functional.pairwise_distance(a, b, eps=0).add(1).reciprocal()
 
 
 class Levels(nn.Module):

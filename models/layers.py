@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from models.encodings import Encodings
 from models.schema import Role, Schema
-from models.sequences import Factory, Pooling, segment_sum
+from models.sequences import Factory, HardSearch, LongAndShort, Pooling, segment_sum
 
 CLIP = 5.0
 
@@ -102,6 +102,16 @@ class Histories(nn.Module):
         self.encoders = nn.ModuleList(encoder(width * len(seq.fields), seq) for seq in schema.sequences)
         self.width = width * sum(len(sequence.fields) for sequence in schema.sequences)
 
+    def narrowed(self, batch: dict[str, Tensor], candidates: Sequence[Int[Tensor, "B _"]]) -> dict[str, Tensor]:
+        """The batch with no more events than the encoders want, if they can tell by their codes; `candidates` are the
+        codes of the candidate as an event of each sequence."""
+        for name, encoder, candidate in zip(self.names, self.encoders, candidates, strict=True):
+            if isinstance(encoder, HardSearch | LongAndShort):
+                keys = [f"{name}.fields", f"{name}.gap", f"{name}.row"]
+                found = encoder.find(candidate, *(batch[key] for key in keys))
+                batch = {**batch, **dict(zip(keys, found, strict=True))}
+        return batch
+
     def codes(self, batch: dict[str, Tensor]) -> list[Int[Tensor, "_ _"]]:
         """The events' codes, to be embedded."""
         return [batch[f"{name}.fields"] for name in self.names]
@@ -169,19 +179,21 @@ class Inputs(nn.Module):
         self.standardise = Standardise(len(schema.domains) if by_domain else 1, self.width)
 
     def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "B width"]:
-        fields, queries, events = self._embedded(batch)
+        batch, fields, queries, events = self._embedded(batch)
         return self._joined(batch, fields, self.histories(batch, queries, events))
 
     def with_loss(self, batch: dict[str, Tensor]) -> tuple[Float[Tensor, "B width"], Float[Tensor, ""]]:
         """The same, and the sum of the histories' encoders' own losses."""
-        fields, queries, events = self._embedded(batch)
+        batch, fields, queries, events = self._embedded(batch)
         histories, loss = self.histories.with_loss(batch, queries, events)
         return self._joined(batch, fields, histories), loss
 
-    def _embedded(self, batch: dict[str, Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """The fields, and for every sequence the candidate as an event and the events."""
+    def _embedded(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, list[Tensor], list[Tensor]]:
+        """The batch with what is left of its events, the fields, and for every sequence the candidate as an event and
+        the events."""
+        batch = self.histories.narrowed(batch, [batch["fields"][:, columns] for columns in self.candidate])
         fields, *events = self.embed(batch["fields"], *self.histories.codes(batch))
-        return fields, [fields[:, columns].flatten(1) for columns in self.candidate], events
+        return batch, fields, [fields[:, columns].flatten(1) for columns in self.candidate], events
 
     def _joined(self, batch: dict[str, Tensor], fields: Tensor, histories: Tensor) -> Tensor:
         x = torch.cat([fields.flatten(1), histories, self.encodings(batch), self.numbers(batch["numbers"])], dim=1)

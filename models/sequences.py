@@ -109,22 +109,28 @@ def unpad(padded: Shaped[Tensor, "rows length D"], place: Int[Tensor, " S"]) -> 
 
 def at_places(
     place: Int[Tensor, " S"],
+    rows: int,
     length: int,
-    query: Float[Tensor, "B D"],
+    events: Shaped[Tensor, "S D"],
+    gap: Int[Tensor, " S"],
+    row: Int[Tensor, " S"],
+) -> tuple[Shaped[Tensor, "kept D"], Int[Tensor, " kept"], Int[Tensor, " kept"]]:
+    """The events that have one of `length` places a row, their gaps and rows, in as many as there are places, so that
+    the shape is known. Empty places belong to a row after the last."""
+    owner = row.new_full((rows * length + 1,), rows).index_copy(0, place, row)[:-1]
+    kept = pad(events, place, rows, length).flatten(0, 1)
+    return kept, pad(gap[:, None], place, rows, length).flatten(), owner
+
+
+def encoded(
+    encoder: nn.Module,
+    query: Float[Tensor, "B Q"],
     events: Float[Tensor, "S D"],
     gap: Int[Tensor, " S"],
     row: Int[Tensor, " S"],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What an encoder is called with for the events that have one of `length` places a row (`places`), in as many as
-    there are places, so that the shape is known.
-
-    Empty places belong to a row after the last, which is to be cut off from what the encoder returns.
-    """
-    rows = len(query)
-    owner = row.new_full((rows * length + 1,), rows).index_copy(0, place, row)[:-1]
-    kept = pad(events, place, rows, length).flatten(0, 1)
-    ages = pad(gap[:, None], place, rows, length).flatten()
-    return functional.pad(query, (0, 0, 0, 1)), kept, ages, owner
+) -> Float[Tensor, "B D"]:
+    """What an encoder makes of events some of which belong to a row after the last (`at_places`)."""
+    return encoder(functional.pad(query, (0, 0, 0, 1)), events, gap, row)[:-1]  # type: ignore[no-any-return]
 
 
 class Pooling(nn.Module):
@@ -259,14 +265,65 @@ class TemporalInterest(nn.Module):
         return segment_sum(weights[:, None] * paired, row, rows)
 
 
-class Search(nn.Module):
+class HardSearch(nn.Module):
     """SIM's general search unit (Pi et al., Search-based User Interest Modeling with Lifelong Sequential Behavior
-    Data, CIKM 2020, §3.2): at most `keep` events of each row, chosen for the candidate, go on to the encoder that
-    `then` makes, one that does not mind their order.
+    Data, CIKM 2020, §3.2) by category: each row's newest `keep` events of the candidate's `category`, one of the
+    sequence's fields, go on to the encoder that `then` makes.
 
-    The hard search takes the newest events of the candidate's `category`, one of the sequence's fields; embeddings
-    are equal where codes are. The soft search, of a sequence without such a field, takes those with the greatest
-    inner product with the candidate.
+    They are found by their codes, before anything is embedded, so that a history may be long.
+    """
+
+    def __init__(
+        self, width: int, sequence: Sequence, *, category: str, keep: int = 50, then: Factory = ActivationUnit
+    ) -> None:
+        super().__init__()
+        self.keep = min(keep, sequence.length)
+        self.column = sequence.fields.index(category)
+        self.encoder = then(width, sequence)
+
+    def find(
+        self, query: Int[Tensor, "B F"], events: Int[Tensor, "S F"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
+    ) -> tuple[Int[Tensor, "kept F"], Int[Tensor, " kept"], Int[Tensor, " kept"]]:
+        """The events, their gaps and rows, from the codes of the candidates and the events, as `at_places` has them."""
+        rows = len(query)
+        same = (events[:, self.column] == query[:, self.column].index_select(0, row)).long()
+        count = row.new_zeros(rows).index_add(0, row, same)
+        newer = count.cumsum(0).index_select(0, row) - same.cumsum(0)
+        left = (row + 1) * self.keep - (self.keep - count).clamp(min=0).index_select(0, row) - 1 - newer
+        place = torch.where((same > 0) & (newer < self.keep), left, rows * self.keep)
+        return at_places(place, rows, self.keep, events, gap, row)
+
+    def forward(
+        self, query: Float[Tensor, "B Q"], events: Float[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
+    ) -> Float[Tensor, "B D"]:
+        """What was found, embedded."""
+        return encoded(self.encoder, query, events, gap, row)
+
+
+class SoftSearch(nn.Module):
+    """SIM's general search unit by likeness: each row's `keep` events with the greatest inner product with the
+    candidate go on to the encoder that `then` makes, one that does not mind their order."""
+
+    def __init__(self, width: int, sequence: Sequence, *, keep: int = 50, then: Factory = ActivationUnit) -> None:
+        super().__init__()
+        self.keep = min(keep, sequence.length)
+        self.encoder = then(width, sequence)
+
+    def forward(
+        self, query: Float[Tensor, "B D"], events: Float[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
+    ) -> Float[Tensor, "B D"]:
+        rows = len(query)
+        order = (query.index_select(0, row) * events).sum(dim=1).detach().argsort(stable=True)
+        order = order[row[order].argsort(stable=True)]
+        found = at_places(places(row, rows, self.keep), rows, self.keep, events[order], gap[order], row)
+        return encoded(self.encoder, query, *found)
+
+
+class LongAndShort(nn.Module):
+    """SIM's two histories (§3.3 there): what the search finds in all of it, plus what the encoder that `then` makes
+    says of the newest `recent` events, whatever they are.
+
+    The search is the hard one, or, of a sequence that does not have the field `category`, the soft one.
     """
 
     def __init__(
@@ -274,61 +331,44 @@ class Search(nn.Module):
         width: int,
         sequence: Sequence,
         *,
-        keep: int = 50,
-        category: str | None = None,
-        then: Factory = ActivationUnit,
-    ) -> None:
-        super().__init__()
-        self.keep = min(keep, sequence.length)
-        each = width // len(sequence.fields)
-        self.category = [i for i in range(width) if sequence.fields[i // each] == category]
-        self.encoder = then(width, sequence)
-
-    @torch.no_grad()
-    def scores(
-        self, query: Float[Tensor, "B D"], events: Float[Tensor, "S D"], row: Int[Tensor, " S"]
-    ) -> Float[Tensor, " S"]:
-        """The higher, the more wanted; −∞ is not wanted at all."""
-        if not self.category:
-            return (query.index_select(0, row) * events).sum(dim=1)
-        same = (query[:, self.category].index_select(0, row) == events[:, self.category]).all(dim=1)
-        age = torch.arange(len(row), device=row.device, dtype=torch.float64)
-        return age.where(same, -math.inf)
-
-    def forward(
-        self, query: Float[Tensor, "B D"], events: Float[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
-    ) -> Float[Tensor, "B D"]:
-        rows = len(query)
-        scores = self.scores(query, events, row)
-        order = scores.argsort(stable=True)
-        order = order[row[order].argsort(stable=True)]
-        place = places(row, rows, self.keep).where(scores[order] > -math.inf, rows * self.keep)
-        found = at_places(place, self.keep, query, events[order], gap[order], row)
-        return self.encoder(*found)[:-1]  # type: ignore[no-any-return]
-
-
-class LongAndShort(nn.Module):
-    """SIM's two histories (§3.3 there): what `Search` finds in all of it, plus what the encoder that `then` makes says
-    of the newest `recent` events, whatever they are."""
-
-    def __init__(
-        self,
-        width: int,
-        sequence: Sequence,
-        *,
+        category: str = "category",
         keep: int = 50,
         recent: int = 20,
-        category: str | None = None,
         then: Factory = ActivationUnit,
     ) -> None:
         super().__init__()
         self.recent = min(recent, sequence.length)
-        self.long = Search(width, sequence, keep=keep, category=category, then=then)
+        self.long: HardSearch | SoftSearch
+        if category in sequence.fields:
+            self.long = HardSearch(width, sequence, category=category, keep=keep, then=then)
+        else:
+            self.long = SoftSearch(width, sequence, keep=keep, then=then)
         self.short = then(width, sequence)
+
+    def find(
+        self, query: Int[Tensor, "B F"], events: Int[Tensor, "S F"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
+    ) -> tuple[Int[Tensor, "kept F"], Int[Tensor, " kept"], Int[Tensor, " kept"]]:
+        """What the hard search finds and after it the newest events; all events where the search is the soft one."""
+        if isinstance(self.long, SoftSearch):
+            return events, gap, row
+        found = self.long.find(query, events, gap, row)
+        kept, ages, owner = (
+            torch.cat(both) for both in zip(found, self._newest(len(query), events, gap, row), strict=True)
+        )
+        return kept, ages, owner
 
     def forward(
         self, query: Float[Tensor, "B D"], events: Float[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
     ) -> Float[Tensor, "B D"]:
-        place = places(row, len(query), self.recent)
-        short = self.short(*at_places(place, self.recent, query, events, gap, row))[:-1]
-        return self.long(query, events, gap, row) + short  # type: ignore[no-any-return]
+        """From what was found, embedded."""
+        if isinstance(self.long, SoftSearch):
+            newest = self._newest(len(query), events, gap, row)
+            return self.long(query, events, gap, row) + encoded(self.short, query, *newest)  # type: ignore[no-any-return]
+        cut = len(query) * self.long.keep
+        long = self.long(query, events[:cut], gap[:cut], row[:cut])
+        return long + encoded(self.short, query, events[cut:], gap[cut:], row[cut:])  # type: ignore[no-any-return]
+
+    def _newest(
+        self, rows: int, events: Shaped[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return at_places(places(row, rows, self.recent), rows, self.recent, events, gap, row)

@@ -90,6 +90,10 @@ class Contract:
     positive: str = "click"
     maximum_rejected: float = 0.05
 
+    def __post_init__(self) -> None:
+        if self.positive not in self.tasks:
+            raise ValueError(f"positive {self.positive!r} is not among the tasks {', '.join(self.tasks)}")
+
 
 @dataclass(frozen=True, config=STRICT)
 class Split:
@@ -97,6 +101,19 @@ class Split:
 
     validation_days: PositiveFloat = 1.0
     test_days: PositiveFloat = 1.0
+
+
+Length = Annotated[int, Field(gt=0, le=5_000)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Crosses:
+    """F10: pairs of columns that become fields: those listed as `pairs`, such as "gender*category", and of all pairs of
+    `columns` the `keep` that tell the most of `contract.positive` beyond their parts."""
+
+    pairs: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    keep: PositiveInt = 8
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -107,7 +124,8 @@ class Features:
     `numbers`: column → encoding, for numeric columns of users and items.
     `statistics`: what events are counted by; "user+category" counts pairs.
     `rates`: tasks whose rate is kept besides the number of impressions.
-    `behaviours`: sequence name → the task whose positives make it.
+    `behaviours`: sequence name → the task whose positives make it; the last `length` of them, or as many as `lengths`
+    says, such as `{ clicked = 5000 }` for SIM.
     `parts`: into how many parts the users fall for what is computed user by user; more take less memory.
     `engine`, `address`: where that is computed, here or on the Ray cluster at the address ("" starts one here).
     """
@@ -120,10 +138,12 @@ class Features:
     windows: tuple[str, ...] = ("1h", "1d", "7d", "all")
     rates: tuple[str, ...] = ("click", "like")
     behaviours: dict[str, str] = field(default_factory=lambda: {"clicked": "click", "liked": "like"})
-    length: PositiveInt = 20
+    length: Length = 20
+    lengths: dict[str, Length] = field(default_factory=dict)
     admit_after: PositiveInt = 20
     evict_days: PositiveFloat = 30.0
     buckets: PositiveInt = 32
+    crosses: Crosses = Crosses()
     parts: PositiveInt = 1
     engine: Literal["local", "ray"] = "local"
     address: str = ""

@@ -31,7 +31,7 @@ def store():
         folder=Path(),
         schema=SCHEMA,
         slices={},
-        recipe=Recipe((), (), (), (), 2, {}),
+        recipe=Recipe((), (), (), (), {"clicked": 2}, {}),
         users={"code_user_id": np.array([0, 2, 1])},
         items={
             "code_item_id": np.array([0, 1, 2, 3]),
@@ -100,6 +100,21 @@ def test_batches_come_shuffled_by_seed_and_epoch_or_in_order(store, rows):
     assert order(0, 1) != order(1, 1)
     assert sorted(row for batch in order(0, 1) for row in batch) == sorted(encoder(many)["fields"].tolist())
     assert [len(batch["domain"]) for batch in in_order(encoder, many, size=25)] == [25, 25, 10]
+
+
+def test_no_rows_are_scored_as_one_batch(store, rows):
+    (batch,) = in_order(Encoder(store), rows.take(slice(0, 0)), size=7)
+    assert batch["fields"].shape == (0, 4)
+
+
+def test_rows_with_long_histories_come_in_smaller_batches(store, rows, monkeypatch):
+    """Histories of 2, 0 and 2 events, over and over: so many events at most, but never no row."""
+    encoder, many = Encoder(store), rows.take(np.arange(9) % 3)
+    for most, sizes in ((5, [3, 3, 3]), (3, [2, 1] * 3), (1, [1] * 9), (100, [7, 2])):
+        monkeypatch.setattr("pipeline.ranking.batches.EVENTS", most)
+        batches = list(in_order(encoder, many, size=7))
+        assert torch.equal(torch.cat([batch["fields"] for batch in batches]), encoder(many)["fields"])
+        assert [len(batch["domain"]) for batch in batches] == sizes
 
 
 @pytest.mark.parametrize("number", [-1, 2])

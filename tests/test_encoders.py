@@ -21,9 +21,10 @@ from models.schema import Field, Number, Schema, Sequence
 from models.sequences import (
     ActivationUnit,
     Factory,
+    HardSearch,
     LongAndShort,
     Pooling,
-    Search,
+    SoftSearch,
     TemporalInterest,
     pad,
     places,
@@ -41,10 +42,9 @@ ENCODERS: dict[str, Factory] = {
     "dien": InterestEvolution,
     "mimn": InterestMemory,
     "mimn_unbalanced": partial(InterestMemory, balance=False),
-    "soft_sim": partial(Search, keep=2),
-    "hard_sim": partial(Search, keep=2, category="category"),
-    "sim_then_tim": partial(Search, keep=2, then=TemporalInterest),
-    "long_and_short": partial(LongAndShort, keep=2, recent=2),
+    "soft_sim": partial(SoftSearch, keep=2),
+    "sim_then_tim": partial(SoftSearch, keep=2, then=TemporalInterest),
+    "long_and_short": partial(LongAndShort, category="tag", keep=2, recent=2),
     "tim": TemporalInterest,
 }
 every_encoder = pytest.mark.parametrize("name", ENCODERS)
@@ -191,50 +191,78 @@ def remember(kept: list[tuple[Tensor, Tensor, Tensor]]) -> Factory:
     return lambda width, sequence: Ear()
 
 
-@pytest.mark.parametrize("category", [None, "category", "absent"])
-def test_search_keeps_what_a_loop_keeps_of_thousands_of_events(category: str | None) -> None:
+def test_soft_search_keeps_what_a_loop_keeps_of_thousands_of_events() -> None:
     lengths = [3000, 0, 2, 1999, 40]
     query, events, gap, row = histories(lengths)
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
-    out = Search(4, replace(CLICKED, length=3000), keep=50, category=category, then=remember(kept))(
-        query, events, gap, row
-    )
-    assert torch.equal(out, query)
+    search = SoftSearch(4, replace(CLICKED, length=3000), keep=50, then=remember(kept))
+    assert torch.equal(search(query, events, gap, row), query)
     ((found, found_gap, found_row),) = kept
     assert len(found) == 5 * 50
     for i, length in enumerate(lengths):
         mine = [j for j in range(len(row)) if row[j] == i]
-        if category == "category":
-            wanted = [j for j in mine if events[j, 2] == 1][-50:]
-        else:
-            scores = (events[mine] * query[i]).sum(1).tolist()
-            wanted = [mine[j] for j in sorted(range(length), key=lambda j: scores[j])[-50:]]
+        scores = (events[mine] * query[i]).sum(1).tolist()
+        wanted = [mine[j] for j in sorted(range(length), key=lambda j: scores[j])[-50:]]
         assert torch.equal(found[found_row == i], events[wanted])
         assert torch.equal(found_gap[found_row == i], gap[wanted])
 
 
+@pytest.mark.parametrize("lengths", [[], [0, 0], [5000, 0, 2, 1999, 40, 1]])
+def test_hard_search_finds_what_a_loop_finds_of_thousands_of_events(lengths: list[int]) -> None:
+    """The newest 50 of the candidate's category, which is the second code; old to new."""
+    random = torch.Generator().manual_seed(0)
+    row = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths, dtype=torch.long))
+    events = torch.randint(4, (len(row), 2), generator=random)
+    query, gap = torch.randint(4, (len(lengths), 2), generator=random), torch.arange(len(row))
+    search = HardSearch(4, replace(CLICKED, length=5000), category="category")
+    codes, found_gap, owner = search.find(query, events, gap, row)
+    assert len(codes) == 50 * len(lengths)
+    for i in range(len(lengths)):
+        wanted = [j for j in range(len(row)) if row[j] == i and events[j, 1] == query[i, 1]][-50:]
+        assert found_gap[owner == i].tolist() == wanted
+        assert torch.equal(codes[owner == i], events[wanted])
+    assert ((owner < len(lengths)).sum() == 0) == (len(row) == 0)
+
+
 def test_search_of_all_events_is_the_encoder_itself() -> None:
-    search, given = Search(4, CLICKED), histories([3, 0, 5])
-    torch.testing.assert_close(search(*given), search.encoder(*given))
+    soft, given = SoftSearch(4, CLICKED), histories([3, 0, 5])
+    torch.testing.assert_close(soft(*given), soft.encoder(*given))
+    hard, (query, events, gap, row) = HardSearch(4, CLICKED, category="category"), given
+    spare = functional.pad(events, (0, 0, 0, 2))
+    found = hard(query, spare, functional.pad(gap, (0, 2)), functional.pad(row, (0, 2), value=3))
+    torch.testing.assert_close(found, hard.encoder(*given))
 
 
-def test_long_and_short_is_the_search_and_the_newest() -> None:
+def test_long_and_short_is_the_soft_search_and_the_newest() -> None:
     query, events, gap, row = histories([3, 0, 5, 1])
-    both = LongAndShort(4, CLICKED, keep=2, recent=2, category="category")
+    both = LongAndShort(4, CLICKED, category="tag", keep=2, recent=2)
     newest = torch.tensor([j for j in range(len(row)) if (row[j:] == row[j]).sum() <= 2])
     expected = both.long(query, events, gap, row) + both.short(query, events[newest], gap[newest], row[newest])
     torch.testing.assert_close(both(query, events, gap, row), expected)
+    codes = torch.zeros(len(row), 2).long()
+    assert both.find(codes[:4], codes, gap, row) == (codes, gap, row)
 
 
-def test_events_that_are_not_found_learn_nothing() -> None:
-    search, (query, events, gap, row) = make("hard_sim"), histories([5, 4])
-    events.requires_grad_()
-    search(query, events, gap, row).sum().backward()
-    wanted = torch.zeros(9, dtype=torch.bool)
-    for i in (0, 1):
-        wanted[[j for j in range(9) if row[j] == i and events[j, 2] == 1][-2:]] = True
-    assert 0 < wanted.sum() < 9
-    assert torch.equal(events.grad.any(dim=1), wanted)
+@pytest.mark.parametrize("lengths", [[], [0, 0], [3, 0, 5, 1]])
+def test_long_and_short_finds_the_newest_of_the_category_and_the_newest(lengths: list[int]) -> None:
+    """At most two of the first kind and three of the second a row; each event's embedding is its own number."""
+    _, values, gap, row = histories(lengths)
+    query, codes = torch.zeros(len(lengths), 2).long(), torch.stack([torch.arange(len(row)), values[:, 2].long()], 1)
+    both = LongAndShort(4, CLICKED, keep=2, recent=3)
+    found, ages, owner = both.find(query, codes, gap, row)
+    assert len(found) == len(lengths) * 5
+    embedded, candidate = values[found[:, 0]] if len(row) else torch.zeros(len(found), 4), torch.ones(len(lengths), 4)
+    got = both(candidate, embedded, ages, owner)
+    for i in range(len(lengths)):
+        own = [j for j in range(len(row)) if row[j] == i]
+        of_category = torch.tensor([j for j in own if codes[j, 1] == 0][-2:]).long()
+        newest = torch.tensor(own[-3:]).long()
+        one = candidate[i : i + 1]
+        said = [
+            encoder(one, values[some], gap[some], torch.zeros(len(some)).long())[0]
+            for encoder, some in ((both.long.encoder, of_category), (both.short, newest))
+        ]
+        torch.testing.assert_close(got[i], said[0] + said[1])
 
 
 def gru_step(gru: GRU, x: np.ndarray, h: np.ndarray, attention: float = 1.0) -> np.ndarray:

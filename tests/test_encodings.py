@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models import RANKERS
-from models.encodings import Encodings, HashID, Levels, NumeralSystems, similarity
+from models.encodings import Encodings, HashID, Levels, NumeralSystems
 from models.layers import FieldVectors, Inputs
 from models.schema import Encoding, Field, Number, Schema, Sequence
 from pipeline import config
@@ -87,14 +87,6 @@ def test_position_aware_encodings_tell_numbers_apart_that_share_their_digits() -
         assert torch.equal(one, other) != position_aware
 
 
-def test_similarity_on_paper() -> None:
-    """Cosines 1, 0 and −1; distances 0, 3 and 1."""
-    a = torch.tensor([[3.0, 0.0], [3.0, 0.0], [0.5, 0.0]])
-    b = torch.tensor([[3.0, 0.0], [0.0, 1e-9], [-0.5, 0.0]])
-    torch.testing.assert_close(similarity(a, b), torch.tensor([1.0, 0.5, 0.0]), atol=1e-5, rtol=0)
-    torch.testing.assert_close(similarity(a, b, "l2"), torch.tensor([1.0, 0.25, 0.5]))
-
-
 def test_levels_on_paper() -> None:
     """From −1 to 1 in 100 steps; what lies outside counts as the end."""
     levels = Levels(4, 100, low=-1.0)
@@ -102,13 +94,6 @@ def test_levels_on_paper() -> None:
     assert torch.equal(levels(numbers), levels.encode(torch.tensor(integers)))
     counts = Levels(4, 20, high=20.0)
     assert torch.equal(counts(torch.tensor([0.0, 7.0, 30.0])), counts.encode(torch.tensor([0, 7, 20])))
-
-
-def test_a_similarity_enters_as_an_integer() -> None:
-    """A cosine of .6 is a similarity of .8, which is 80 of 100."""
-    levels = Levels(4, 100)
-    likeness = similarity(torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 4.0]]))
-    assert torch.equal(levels(likeness), levels.encode(torch.tensor([80])))
 
 
 def test_hash_id_is_the_signs_before_the_planes() -> None:

@@ -76,7 +76,7 @@ def test_schema(built):
     ]
     assert schema.labels == TASKS
     assert schema.domains == DOMAINS
-    assert [sequence.fields for sequence in schema.sequences] == [("item_id", "author_id", "category")] * 2
+    assert [sequence.fields for sequence in schema.sequences] == [("item_id", "author_id", "category", "domain")] * 2
     roles = {number.name: number.role for number in schema.numbers}
     assert roles["income"] == roles["user_shows_1h"] == roles["segment_click_rate_all"] == "user"
     assert roles["price"] == roles["item_age"] == roles["author_id_shows_7d"] == "item"
@@ -210,6 +210,8 @@ def test_a_feature_that_knows_the_future_is_caught(events, tmp_path, monkeypatch
         ({"windows": ("1w",)}, r"features\.windows: '1w' is not a window"),
         ({"rates": ("follow",)}, r"features\.rates: 'follow' is not a task"),
         ({"behaviours": {"followed": "follow"}}, r"features\.behaviours: 'follow' is not a task"),
+        ({"lengths": {"liked": 9}}, r"features\.lengths: 'liked' is not a behaviour .* \(clicked, converted\)"),
+        ({"crosses": config.Crosses(columns=("age", "shoe"))}, r"features\.crosses\.columns: no column 'shoe'"),
     ],
 )
 def test_a_wrong_setting_names_its_key(events, tmp_path, change, message):
@@ -221,6 +223,22 @@ def test_a_number_in_both_tables_must_be_renamed(events, tmp_path):
     users = pl.read_parquet(events / "users.parquet").with_columns(price=1.0)
     with pytest.raises(InputError, match="both tables have it"):
         run(copy(events, tmp_path / "both", users=users), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        (
+            [[1.0, 0.0]] * 200,
+            r"users\.parquet: vectors of column 'content' have 2 numbers and those of items\.parquet 4",
+        ),
+        ([[1.0], [1.0, 0.0]] * 100, r"users\.parquet: vectors of column 'content' have \[1, 2\] numbers"),
+    ],
+)
+def test_vectors_of_another_length_are_named(events, tmp_path, vectors, message):
+    users = pl.read_parquet(events / "users.parquet").with_columns(content=pl.Series(vectors))
+    with pytest.raises(InputError, match=message):
+        run(copy(events, tmp_path / "vectors", users=users), tmp_path / "out")
 
 
 def test_a_missing_task(events, tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,10 +42,27 @@ def test_content_similarity_is_the_cosine_with_the_mean():
 
 
 def test_a_running_sum_that_overflows_still_gives_exact_differences():
-    content = np.ones((5_000, 1), np.float32)
+    """A history of 5,000 events, the longest there may be, whose vectors all point the same way."""
+    content = np.ones((20_000, 1), np.float32)
     totals = match.running_content(content)
     assert (totals < 0).any()
-    assert (totals[3:] - totals[:-3] == 3 * match.FIXED_POINT).all()
+    for length in (3, 5_000):
+        assert (totals[length:] - totals[:-length] == length * match.FIXED_POINT).all()
+        found = match.content_similarity(totals, content[:1], np.array([20_000]), np.array([length], np.int32))
+        assert found == 1
+
+
+def test_the_cosine_with_thousands_of_events():
+    random = np.random.default_rng(0)
+    history = random.normal(size=(9_000, 8)) + 1
+    history /= np.linalg.norm(history, axis=1, keepdims=True)
+    candidates = random.normal(size=(20, 8)).astype(np.float32)
+    ends, lengths = random.integers(5_000, 9_001, 20), random.integers(2_000, 5_001, 20).astype(np.int32)
+    found = match.content_similarity(match.running_content(history.astype(np.float32)), candidates, ends, lengths)
+    for row, candidate in enumerate(candidates):
+        mean = history[ends[row] - lengths[row] : ends[row]].mean(axis=0)
+        wanted = mean @ candidate / np.linalg.norm(mean) / np.linalg.norm(candidate)
+        assert found[row] == pytest.approx(wanted, abs=1e-5)
 
 
 def test_names():

@@ -75,6 +75,35 @@ def test_domain_cross_keeps_the_domain_where_a_history_has_it() -> None:
     assert DomainCross(schema).schema.fields[-1] == Field("domain", 8, "context")
 
 
+@pytest.mark.parametrize("name", ["per_domain", "saml"])
+def test_a_row_s_own_domain_is_no_input_within_the_domain(name: str) -> None:
+    """Where histories have the field `domain`, its vectors reach the networks through events alone."""
+    schema = Schema(SCHEMA.fields, (), (Sequence("clicked", ("domain",), 5, 2),), ("click",), ("home", "search"))
+    torch.manual_seed(0)
+    model = lively(RANKERS[name](schema, width=4))
+    table = (model.inputs.embed if name == "per_domain" else model.own).table.weight
+    domain = model.cross.schema.position("domain")
+    first = model.cross.schema.offsets[domain]
+    fields = (torch.tensor(schema.offsets) + 1).repeat(2, 1)
+    batch = {
+        "fields": fields,
+        "numbers": torch.zeros(2, 0),
+        "domain": torch.tensor([0, 1]),
+        "clicked.fields": torch.zeros(0, 1, dtype=torch.long),
+        "clicked.gap": torch.zeros(0, dtype=torch.long),
+        "clicked.row": torch.zeros(0, dtype=torch.long),
+    }
+    event = {
+        "clicked.fields": fields[:1, schema.position("domain")][None],
+        "clicked.gap": torch.zeros(1, dtype=torch.long),
+        "clicked.row": torch.zeros(1, dtype=torch.long),
+    }
+    before, with_event = model(batch), model(batch | event)
+    table.data[first : first + model.cross.schema.fields[domain].size] += 1
+    assert torch.equal(model(batch), before)
+    assert not torch.equal(model(batch | event)[0], with_event[0])
+
+
 def test_own_gradient_on_paper() -> None:
     values = torch.arange(12.0).view(2, 3, 2).requires_grad_()
     out = own_gradient(values, torch.tensor([2, 0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from inspect import signature
 
 import jaxtyping
@@ -118,6 +119,19 @@ def test_works_without_sequences_numbers_or_several_domains(name: str) -> None:
         "domain": torch.zeros(5).long(),
     }
     assert RANKERS[name](schema)(batch).shape == (5, 1)
+
+
+@every_ranker
+def test_reads_a_cross_of_two_sides_as_one_more_field(name: str) -> None:
+    schema = replace(SCHEMA, fields=(*SCHEMA.fields, Field("age*author_id", 6, "cross")))
+    random = np.random.default_rng(0)
+    rows = [example(i % 71, random, schema) for i in range(50)]
+    torch.manual_seed(0)
+    model = lively(RANKERS[name](schema))
+    logits = model(pack(rows, schema))
+    for row in rows:
+        row["fields"][-1] = schema.offsets[-1] + (row["fields"][-1] - schema.offsets[-1] + 1) % 6
+    assert (model(pack(rows, schema)) != logits).all(dim=1).any()
 
 
 @every_ranker
@@ -367,6 +381,30 @@ def test_pepnet_gates_do_not_train_the_embeddings_they_look_at() -> None:
     assert gradient[told].any(dim=1).all()
     gradient[told] = 0
     assert not gradient.any()
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_sim_finds_by_category_before_it_embeds() -> None:
+    """Here by author: but for the newest event, those of other authors change nothing, those of the candidate's own do;
+    rows stay apart."""
+    model, rows = lively(build("sim", category="author_id", keep=2, recent=1)), examples(40)
+    together = model(pack(rows))
+    alone = torch.cat([model(pack([row])) for row in rows])
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-5)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(pack(rows)), together)
+
+    def without(own: bool) -> Tensor:
+        cut = []
+        for row in rows:
+            kept = (row["clicked.fields"][:, 1] == row["fields"][3]) != own
+            kept[-1:] = True
+            cut.append({key: value[kept] if key.startswith("clicked.") else value for key, value in row.items()})
+        return model(pack(cut))
+
+    torch.testing.assert_close(without(own=False), together)
+    assert (without(own=True) - together).abs().max() > 1e-3
 
 
 def test_din_prefers_what_is_like_the_candidate_where_a_mean_cannot() -> None:

@@ -2,16 +2,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from day_files import encoded_log
 from event_tables import CONTRACT, DAY, FEATURES, MINUTE, START, write_events
 
-from pipeline.config import Split
+from models.encodings import Encodings
+from models.schema import Encoding
+from pipeline.config import Crosses, Split
 from pipeline.features.build import build
 from pipeline.features.store import UNKNOWN_AGE, UNKNOWN_TIME, FeatureStore, Rows, hour, item_age
+from pipeline.ranking.batches import Encoder
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +43,12 @@ def asked(store: FeatureStore, count: int = 500) -> tuple[np.ndarray, ...]:
     )
 
 
-def test_the_log_and_any_rows_have_one_definition(store):
+@pytest.mark.parametrize("which", ["store", "outside"])
+def test_the_log_and_any_rows_have_one_definition(which, request):
+    store = request.getfixturevalue(which)
+    store = store if which == "store" else store[1]
     log = store.log()
+    assert log.context[:, -1].any()
     context = {
         field.name: log.context[:, place]
         for place, field in enumerate(field for field in store.schema.fields if field.role == "context")
@@ -150,3 +159,80 @@ def test_the_store_needs_neither_polars_nor_xxhash():
     code = "import sys, pipeline.features.store; print({'polars', 'xxhash', 'mlflow', 'faiss'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "set()\n"
+
+
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory):
+    """A long behaviour beside a short one, crosses, two parts of users, and vectors for users too, of which every third
+    has none."""
+    folder = tmp_path_factory.mktemp("features")
+    events = write_events(tmp_path_factory.mktemp("root") / "events")
+    vectors = np.random.default_rng(5).normal(size=(200, 4)).round(3).tolist()
+    users = pl.read_parquet(events / "users.parquet").with_columns(
+        content=pl.Series([None if user % 3 == 0 else vector for user, vector in enumerate(vectors)])
+    )
+    users.write_parquet(events / "users.parquet")
+    pairs = ("segment*age", "author_id*category", "segment*category", "age*device", "position*hour", "user_id*domain")
+    features = replace(
+        FEATURES,
+        context=("hour", "device"),
+        lengths={"clicked": 5_000},
+        crosses=Crosses(pairs=pairs),
+        admit_after=3,
+        parts=2,
+    )
+    build(events, folder, features=features, contract=CONTRACT, split=Split())
+    return users, FeatureStore.open(folder)
+
+
+def test_the_cosine_of_the_outside_vectors(outside):
+    users, store = outside
+    assert store.schema.numbers[-1].name == "content_similarity"
+    assert store.schema.numbers[-1].role == "cross"
+    user, item, domain, time = asked(store)
+    found = store.rows(user, item, domain, time).numbers[:, -1]
+    items = pl.read_parquet(store.folder / "items.parquet")["content"].to_numpy()
+    ids = pl.read_parquet(store.folder / "users.parquet")["user_id"]
+    vectors = dict(users.select("user_id", "content").rows())
+    for row in range(len(user)):
+        vector = vectors.get(ids[int(user[row])])
+        if vector is None or not item[row]:
+            assert found[row] == 0
+        else:
+            a, b = np.array(vector), items[item[row]]
+            assert found[row] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-6)
+    assert (store.log().numbers[:, -1] != 0).any()
+
+
+def test_the_cosine_becomes_levels(outside):
+    _, store = outside
+    schema = replace(store.schema, encodings=(Encoding("content_similarity", low=-1.0),))
+    batch = Encoder(store)(store.log("test"))
+    encodings = Encodings(schema, 8)
+    levels = torch.round((batch["numbers"][:, -1] + 1) * 50).long()
+    assert torch.equal(encodings(batch), encodings.encoders[0].encode(levels))
+    assert schema.encoding_role(schema.encodings[0]) == "cross"
+
+
+def test_each_behaviour_has_a_length_of_its_own(outside, store):
+    _, long = outside
+    assert [sequence.length for sequence in long.schema.sequences] == [5_000, 6]
+    log, short = long.log(), store.log()
+    np.testing.assert_array_equal(log.lengths["converted"], short.lengths["converted"])
+    np.testing.assert_array_equal(np.minimum(log.lengths["clicked"], 6), short.lengths["clicked"])
+    table = long.behaviours["clicked"]
+    for row in range(0, len(log), 97):
+        own = (table["user"] == log.user[row]) & (table["time"] < log.time[row])
+        assert log.lengths["clicked"][row] == own.sum()
+
+
+def test_events_carry_their_domain(store):
+    batch, log = Encoder(store)(store.log()), store.log()
+    place = store.schema.sequences[0].fields.index("domain")
+    codes = batch["clicked.fields"][:, place].numpy() - store.schema.offsets[store.schema.position("domain")]
+    table = store.behaviours["clicked"]["domain"]
+    events = [
+        table[end - length : end] for end, length in zip(log.ends["clicked"], log.lengths["clicked"], strict=True)
+    ]
+    np.testing.assert_array_equal(codes, np.concatenate(events) + 1)
+    assert set(np.unique(codes)) == {0, 1, 2, 3}

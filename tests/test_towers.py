@@ -16,6 +16,7 @@ SCHEMA = Schema(
         Field("item_id", 6, "item"),
         Field("author_id", 3, "item"),
         Field("hour", 2, "context"),
+        Field("user_id*author_id", 4, "cross"),
     ),
     numbers=(Number("age", "user"), Number("hour", "context"), Number("clicks", "item"), Number("affinity", "cross")),
     sequences=(Sequence("clicked", ("item_id", "author_id"), 5, 4),),
@@ -79,7 +80,7 @@ def test_the_score_is_the_dot_product_of_the_two_sides(kind: type[nn.Module]) ->
 def test_an_item_vector_depends_on_nothing_but_the_item(kind: type[nn.Module]) -> None:
     model, some = build(kind), batch()
     bare = {"fields": some["fields"].clone(), "numbers": some["numbers"].clone(), "content": some["content"]}
-    bare["fields"][:, [0, 3]] = torch.tensor([0, SCHEMA.offsets[3]])
+    bare["fields"][:, [0, 3, 4]] = torch.tensor([0, *SCHEMA.offsets[3:]])
     bare["numbers"][:, [0, 1, 3]] = 0
     assert torch.equal(model.item(some), model.item(bare))
 
@@ -88,7 +89,7 @@ def test_an_item_vector_depends_on_nothing_but_the_item(kind: type[nn.Module]) -
 def test_a_user_vector_does_not_depend_on_the_item(kind: type[nn.Module]) -> None:
     model, some = build(kind), batch()
     bare = {**some, "fields": some["fields"].clone(), "numbers": some["numbers"].clone()}
-    bare["fields"][:, [1, 2]] = torch.tensor(SCHEMA.offsets[1:3])
+    bare["fields"][:, [1, 2, 4]] = torch.tensor([*SCHEMA.offsets[1:3], SCHEMA.offsets[4]])
     bare["numbers"][:, [2, 3]] = 0
     del bare["content"]
     assert torch.equal(model.user(some), model.user(bare))
@@ -104,7 +105,7 @@ def test_cross_numbers_are_read_by_no_tower_and_the_two_tower_reads_none(kind: t
 
 @both
 def test_every_parameter_code_and_domain_learns(kind: type[nn.Module]) -> None:
-    """But for the codes of the context field, which is in no tower: the domain comes from `domain`."""
+    """But for the codes of the context field and of the cross, which are in no tower: the domain is in `domain`."""
     model = build(kind)
     model(batch(300)).square().sum().backward()
     assert all(parameter.grad.any() for parameter in model.parameters())

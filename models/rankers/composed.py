@@ -6,8 +6,6 @@ over PLE with two tables is `encoder="tim", tables=2, levels=2, epnet=True, ppne
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -25,7 +23,7 @@ ENCODERS: dict[str, Factory] = {
     "din": ActivationUnit,
     "dien": InterestEvolution,
     "mimn": InterestMemory,
-    "sim": partial(LongAndShort, category="category"),
+    "sim": LongAndShort,
     "tim": TemporalInterest,
 }
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.domains import DomainCross
-from models.layers import Bank, Inputs, pick
+from models.layers import Bank, Inputs, field_columns, pick
 from models.schema import Schema
 
 
@@ -22,7 +22,10 @@ class PerDomain(nn.Module):
         super().__init__()
         self.cross = DomainCross(schema)
         self.inputs = Inputs(self.cross.schema, width, dropout=dropout, by_domain=True)
-        self.nets = Bank(len(schema.domains), self.inputs.width, *hidden, len(schema.labels))
+        constant = field_columns(self.cross.schema, width, "domain")
+        self.columns = [i for i in range(self.inputs.width) if i not in constant]
+        self.nets = Bank(len(schema.domains), len(self.columns), *hidden, len(schema.labels))
 
     def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "B T"]:
-        return pick(self.nets(self.inputs(self.cross(batch))), batch["domain"])
+        x = self.inputs(self.cross(batch))[:, self.columns]
+        return pick(self.nets(x), batch["domain"])

@@ -64,7 +64,8 @@ class SAML(nn.Module):
         self.cross = DomainCross(schema)
         self.own = FieldEmbedding(self.cross.schema, own_width)
         self.lift = nn.Linear(own_width, width, bias=False)
-        in_own_space = width * len(self.cross.schema.fields) + self.inputs.histories.width
+        self.varying = [i for i, field in enumerate(self.cross.schema.fields) if field.name != "domain"]
+        in_own_space = width * len(self.varying) + self.inputs.histories.width
         self.standardise = Standardise(domains, in_own_space)
         shared = tuple(pairwise((self.inputs.width, *hidden)))
         self.shared = nn.ModuleList(nn.Linear(*sizes) for sizes in shared)
@@ -96,5 +97,5 @@ class SAML(nn.Module):
         fields, *events = map(self.lift, self.own(crossed["fields"], *self.inputs.histories.codes(crossed)))
         queries = [fields[:, [schema.position(name) for name in seq.fields]].flatten(1) for seq in schema.sequences]
         histories = self.inputs.histories(batch, queries, events)
-        x = self.standardise(torch.cat([fields.flatten(1), histories], dim=1), batch["domain"])
+        x = self.standardise(torch.cat([fields[:, self.varying].flatten(1), histories], dim=1), batch["domain"])
         return self.inputs.dropout(x)  # type: ignore[no-any-return]

@@ -25,9 +25,11 @@ class SqueezeExcite(nn.Module):
         self.squeeze = nn.Linear(vectors, hidden, bias=False)
         self.excite = nn.Linear(hidden, vectors, bias=False)
 
+    def weights(self, vectors: Float[Tensor, "B N D"]) -> Float[Tensor, "B N"]:
+        return torch.sigmoid(self.excite(self.squeeze(vectors.mean(dim=2)).relu()))
+
     def forward(self, vectors: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        weights = torch.sigmoid(self.excite(self.squeeze(vectors.mean(dim=2)).relu()))
-        return vectors * weights[:, :, None]
+        return vectors * self.weights(vectors)[:, :, None]
 
 
 class SENet(nn.Module):
@@ -47,6 +49,10 @@ class SENet(nn.Module):
         self.vectors = FieldVectors(schema, width)
         self.weigh = SqueezeExcite(len(self.vectors), reduction)
         self.net = mlp(width * len(self.vectors) + len(schema.numbers), *hidden, len(schema.labels))
+
+    def weights(self, batch: dict[str, Tensor]) -> Float[Tensor, "B N"]:
+        """How much of each of the `FieldVectors`, the schema's fields first, goes on to the network."""
+        return self.weigh.weights(self.vectors(self.inputs(batch)))
 
     def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "B T"]:
         x = self.inputs(batch)

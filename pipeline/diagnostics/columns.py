@@ -68,13 +68,16 @@ def features_of(store: FeatureStore, events: Path) -> list[Feature]:
         for entity in store.recipe.statistics
         for name in statistics.names(entity, store.recipe.windows, store.recipe.rates)
     }
-    context = {place: number for number, place in enumerate(schema.positions("context"))}
+    context = {place: number for number, place in enumerate(schema.positions("context", "cross"))}
     return [
         *(
             _context(store, field, context[place]) if place in context else _attribute(store, events, field)
             for place, field in enumerate(schema.fields)
         ),
-        *(_number(number, place, absent.get(number.name), counted) for place, number in enumerate(schema.numbers)),
+        *(
+            _number(store, number, place, absent.get(number.name), counted)
+            for place, number in enumerate(schema.numbers)
+        ),
         *(
             Quantity(f"{one.name}_length", "user", "length", partial(_length, one.name), looks_back=True)
             for one in schema.sequences
@@ -153,13 +156,20 @@ def _attribute_names(store: FeatureStore, events: Path, role: str, name: str, ke
     return canonical(ids.to_frame().join(table.collect(), on=owner, how="left", maintain_order="left")[name]).to_list()
 
 
-def _number(number: Number, place: int, absent: npt.NDArray[np.bool_] | None, counted: dict[str, str]) -> Quantity:
-    """An attribute's number is missing where its raw value was, the age of an item where it is not known."""
+def _number(
+    store: FeatureStore, number: Number, place: int, absent: npt.NDArray[np.bool_] | None, counted: dict[str, str]
+) -> Quantity:
+    """An attribute's number is missing where its raw value was, the age of an item and the likeness of two vectors
+    where they are not known."""
     if absent is not None:
         read = partial(_attribute_number, place, number.role, absent)
         return Quantity(number.name, number.role, "number", read, looks_back=False)
     if number.name == "item_age":
         return Quantity(number.name, "item", "number", partial(_age, place), looks_back=False)
+    if number.name == "content_similarity":
+        users, items = (np.abs(table["content"]).max(axis=1) for table in (store.users, store.items))
+        read = partial(_likeness, place, users, items)
+        return Quantity(number.name, "user", "number", read, looks_back=False)
     entity = counted.get(number.name, "user")
     return Quantity(number.name, entity, "number", partial(_plain_number, place), looks_back=True)
 
@@ -188,6 +198,10 @@ def _attribute_number(place: int, role: str, absent: npt.NDArray[np.bool_], rows
 def _age(place: int, rows: Rows) -> Numbers:
     ages = rows.numbers[:, place]
     return np.where(ages == UNKNOWN_AGE, np.float32(np.nan), ages)
+
+
+def _likeness(place: int, users: Numbers, items: Numbers, rows: Rows) -> Numbers:
+    return np.where((users[rows.user] != 0) & (items[rows.item] != 0), rows.numbers[:, place], np.float32(np.nan))
 
 
 def _length(name: str, rows: Rows) -> Numbers:

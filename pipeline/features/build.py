@@ -8,7 +8,9 @@ are read, so a split that moves recomputes no day.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +23,8 @@ import pyarrow.parquet as pq
 
 from models.schema import Field, Schema, Sequence
 from pipeline import config
+from pipeline.features import crosses, facts, identity, indexes, numeric, pairs, partition, statistics
 from pipeline.features import days as kept_days
-from pipeline.features import facts, identity, numeric, partition, statistics
 from pipeline.features.days import Each, one_by_one
 from pipeline.features.identity import Vocabulary
 from pipeline.features.partition import DAY, Day, Numbered
@@ -38,6 +40,7 @@ from pipeline.features.store import (
     Rows,
     as_columns,
     countable,
+    hour,
     numbers,
     read_columns,
     read_day,
@@ -48,6 +51,7 @@ from pipeline.features.timeline import Integers
 from pipeline.lake import InputError, write_json
 from pipeline.progress import progress
 
+OF_EVENT = ("item_id", "author_id", "category", "domain")
 MATCHED = ("author_id", "category", "tag")
 LEAK_ROWS = 50_000
 FITTED_ROWS = 1 << 19
@@ -99,22 +103,35 @@ def build(
     users = _encode("user", numbered.users, keys["user"], log, features, features.user, bounds["validation"])
     items = _encode("item", numbered.items, keys["item"], log, features, features.item, bounds["validation"])
     context_fields, context_vocabularies = _context(log, features, bounds["validation"])
+    fields = (*users.fields, *items.fields, *context_fields)
     vocabularies = (*users.vocabularies, *items.vocabularies, *context_vocabularies)
-    _write(users.table, out / "users.parquet")
-    _write(items.table, out / "items.parquet")
+    chosen = crosses.choose(
+        _coded(log.scan(bounds["validation"]).filter("shown"), users, items, fields, context_vocabularies),
+        {field.name: field for field in fields},
+        crosses.values_of(fields, vocabularies, numbered.domains),
+        features.crosses,
+        contract.positive,
+        admit_after=features.admit_after,
+        evict_before=_evict_before(features, bounds["validation"]),
+    )
+    chosen.write(out)
+    fields, vocabularies = (*fields, *chosen.fields), (*vocabularies, *chosen.vocabularies)
+    _write(chosen.extend("user", users.table), out / "users.parquet")
+    _write(chosen.extend("item", items.table), out / "items.parquet")
     _write(pl.concat([one.table for one in vocabularies]), out / "vocabulary.parquet")
     for name, task in features.behaviours.items():
         _write_behaviour(log, task, out / f"behaviour_{name}.parquet", numbered.users.height)
+    liked = log.positives(contract.positive, bounds["validation"], numbered.items.height)
+    indexes.write(numbered.items.drop("first_day"), liked, out)
 
     recipe = Recipe(
         statistics=features.statistics,
         windows=features.windows,
         rates=features.rates,
         attributes=settings.attributes,
-        length=features.length,
+        lengths=settings.lengths,
         priors=_priors(log, bounds["validation"], each),
     )
-    fields = (*users.fields, *items.fields, *context_fields)
     checked = _first_days(log.days)
     store = _store(out, fields, recipe, contract, bounds, log, checked)
     store, leak = _check(store, checked)
@@ -131,6 +148,7 @@ def build(
         **log.slices(contract.tasks, bounds),
         **told,
         **{name: value for one in vocabularies for name, value in one.metrics().items()},
+        **chosen.metrics(),
         "leak_maximum_auc": leak,
     }
     shutil.rmtree(work)
@@ -147,7 +165,7 @@ def fact_settings(features: config.Features, contract: config.Contract, columns:
         rates=features.rates,
         behaviours=features.behaviours,
         attributes=("item", *(name for name in MATCHED if name in features.item)),
-        length=features.length,
+        lengths={name: features.lengths.get(name, features.length) for name in features.behaviours},
         delays=delays,
         context=tuple(name for name in features.context if name not in BUILT_IN_CONTEXT),
         kept=(
@@ -215,6 +233,14 @@ class Partitioned:
         both = pl.concat(parts).group_by(side).agg(pl.col("count").sum(), pl.col("last_seen").max())
         return both.collect(engine="streaming")
 
+    def positives(self, task: str, before: int, items: int) -> Integers:
+        """How many impressions before a time were positive, by item (`items`,)."""
+        shown = self.scan(before).filter("shown", pl.col(task) > 0)
+        counted = shown.group_by("item").agg(pl.len()).collect(engine="streaming")
+        counts = np.zeros(items, np.int64)
+        counts[counted["item"].to_numpy()] = counted["len"].to_numpy()
+        return counts
+
     def slices(self, tasks: tuple[str, ...], bounds: dict[str, int]) -> dict[str, float]:
         """Impressions and rates of the tasks in each slice."""
         number = pl.col("time").ge(bounds["validation"]).cast(pl.Int8) + pl.col("time").ge(bounds["test"]).cast(pl.Int8)
@@ -253,6 +279,7 @@ def check_settings(
         if names.count(name) > 1:
             raise InputError(f"column {name!r} is named twice in [features]; rename it in one of its tables")
     identity.check_slots(names)
+    crosses.candidates(features.crosses, _crossable(log, features))
     parts = ["user", "item", "domain", *features.user, *features.item]
     for entity in features.statistics:
         if unknown := [part for part in entity.split("+") if part not in parts]:
@@ -262,9 +289,22 @@ def check_settings(
             statistics.window_length(window)
         except ValueError as error:
             raise InputError(f"features.windows: {error}") from None
+    if unknown := [name for name in features.lengths if name not in features.behaviours]:
+        raise InputError(
+            f"features.lengths: {unknown[0]!r} is not a behaviour of features.behaviours "
+            f"({', '.join(features.behaviours)})"
+        )
     for key, used in (("rates", features.rates), ("behaviours", tuple(features.behaviours.values()))):
         if unknown := [task for task in used if task not in tasks]:
             raise InputError(f"features.{key}: {unknown[0]!r} is not a task of contract.tasks ({', '.join(tasks)})")
+
+
+def _crossable(log: dict[str, pl.DataType], features: config.Features) -> list[str]:
+    """The categorical columns of users, items and context, which can be crossed."""
+    buckets = [name for name, encoding in features.numbers.items() if encoding == "bucket"]
+    built_in = ["position"] if "position" in log else []
+    context = dict.fromkeys(["domain", *features.context, *built_in])
+    return ["user_id", *features.user, "item_id", *features.item, *buckets, *context]
 
 
 def _require(table: dict[str, pl.DataType], names: list[str] | tuple[str, ...], file: str, key: str) -> None:
@@ -308,7 +348,7 @@ def _write_days(
         columns = [pl.int_range(table.height, dtype=pl.Int32, eager=True).alias(side)]
         columns += [keys[side][name].alias(name) for name in sorted(counted & keys[side].keys())]
         if side == "item" and "content" in table.columns:
-            columns.append(_content(table["content"]))
+            columns.append(_content(table["content"], f"{side}s.parquet"))
         tables[side] = pl.DataFrame(columns)
         first_day = table["first_day"].slice(1).drop_nulls().to_numpy()
         known = [column.slice(1, len(first_day)).to_numpy() for column in columns]
@@ -338,7 +378,7 @@ def _encode(
         .join(log.occurrences(side, validation), on=side)
         .sort(side)
     )
-    evict_before = validation - round(features.evict_days * DAY)
+    evict_before = _evict_before(features, validation)
     coded, fields, vocabularies = [table[f"{side}_id"]], [], []
     for name in (f"{side}_id", *columns):
         occurred = seen.select(pl.col(name).alias("value"), "count", "last_seen")
@@ -353,9 +393,14 @@ def _encode(
     coded += encoded
     if "published" in table.columns and side == "item":
         coded.append(table["published"].dt.epoch("us"))
-    if "content" in table.columns and side == "item":
-        coded.append(_content(table["content"]))
+    if "content" in table.columns:
+        coded.append(_content(table["content"], f"{side}s.parquet"))
     return Encoded(pl.DataFrame(coded), tuple(fields), tuple(vocabularies), encoders)
+
+
+def _evict_before(features: config.Features, validation: int) -> int:
+    """A value last seen before this time (µs) is not admitted."""
+    return validation - round(features.evict_days * DAY)
 
 
 def _encode_numbers(
@@ -384,14 +429,16 @@ def _encode_numbers(
     return columns, encoders, buckets
 
 
-def _content(vectors: pl.Series) -> pl.Series:
+def _content(vectors: pl.Series, file: str) -> pl.Series:
     """Content vectors of length 1; zeros where there is none."""
+    widths = vectors.cast(pl.List(pl.Float32)).list.len().drop_nulls().unique().sort().to_list()
+    if len(widths) != 1:
+        raise InputError(f"{file}: vectors of column 'content' have {widths} numbers; give all the same, or drop it")
     present = vectors.is_not_null().to_numpy()
-    known = vectors.drop_nulls().to_numpy().astype(np.float32)
-    matrix = np.zeros((len(vectors), known.shape[1]), np.float32)
-    norms = np.linalg.norm(known, axis=1, keepdims=True)
-    matrix[present] = known / np.where(norms > 0, norms, 1)
-    return pl.Series("content", matrix, dtype=pl.Array(pl.Float32, known.shape[1]))
+    matrix = np.zeros((len(vectors), widths[0]), np.float32)
+    matrix[present] = vectors.drop_nulls().cast(pl.Array(pl.Float32, widths[0])).to_numpy()
+    norms = np.linalg.norm(matrix, axis=1, keepdims=True)
+    return pl.Series("content", matrix / np.where(norms > 0, norms, 1), dtype=pl.Array(pl.Float32, widths[0]))
 
 
 def _context(log: Partitioned, features: config.Features, validation: int) -> tuple[list[Field], list[Vocabulary]]:
@@ -406,11 +453,39 @@ def _context(log: Partitioned, features: config.Features, validation: int) -> tu
     for name in log.settings.context:
         counted = train.group_by(name).agg(pl.len().alias("count"), pl.col("time").max().alias("last_seen"))
         seen = counted.collect(engine="streaming").rename({name: "value"})
-        evict_before = validation - round(features.evict_days * DAY)
+        evict_before = _evict_before(features, validation)
         vocabulary = identity.fit(name, seen, admit_after=features.admit_after, evict_before=evict_before)
         vocabularies.append(vocabulary)
         fields.append(Field(name, vocabulary.size, "context"))
     return fields, vocabularies
+
+
+def _coded(
+    rows: pl.LazyFrame,
+    users: Encoded,
+    items: Encoded,
+    fields: tuple[Field, ...],
+    vocabularies: list[Vocabulary],
+) -> pl.LazyFrame:
+    """Rows of the log with `code_<field>` of every field; what is not asked for is not computed."""
+    encode: dict[str, tuple[str, Callable[[pl.Series], pl.Series]]] = {
+        "domain": ("domain", lambda domains: domains + 1),
+        "hour": ("time", lambda times: pl.Series(hour(times.to_numpy()))),
+        "position": ("position", lambda positions: positions.fill_null(0).clip(0, POSITIONS)),
+        **{one.field: (one.field, one.encode) for one in vocabularies},
+    }
+    for field in fields:
+        if field.role in ("user", "item"):
+            table = users.table if field.role == "user" else items.table
+            encode[field.name] = (field.role, table[f"code_{field.name}"].gather)
+    return rows.with_columns(
+        pl.col(column).map_batches(partial(_as_codes, codes), return_dtype=pl.Int32, is_elementwise=True).alias(name)
+        for name, (column, codes) in ((f"code_{field.name}", encode[field.name]) for field in fields)
+    )
+
+
+def _as_codes(codes: Callable[[pl.Series], pl.Series], values: pl.Series) -> pl.Series:
+    return codes(values).cast(pl.Int32)
 
 
 def _write_behaviour(log: Partitioned, task: str, path: Path, users: int) -> None:
@@ -482,12 +557,17 @@ def _store(
 ) -> FeatureStore:
     """The store over the tables written so far; of the events it holds those of the days to be checked."""
     users, items = read_columns(out / "users.parquet"), read_columns(out / "items.parquet")
+    if "content" in users and "content" in items and users["content"].shape[1] != items["content"].shape[1]:
+        raise InputError(
+            f"users.parquet: vectors of column 'content' have {users['content'].shape[1]} numbers and those of "
+            f"items.parquet {items['content'].shape[1]}; take both from one model, or drop the users'"
+        )
     behaviours = {name: read_columns(out / f"behaviour_{name}.parquet") for name in log.settings.behaviours}
-    shared = tuple(name for name in ("item_id", "author_id", "category") if name in {field.name for field in fields})
+    shared = tuple(name for name in OF_EVENT if name in {field.name for field in fields})
     schema = Schema(
         fields=fields,
         numbers=numbers(users, items, behaviours, recipe),
-        sequences=tuple(Sequence(name, shared, recipe.length, GAPS) for name in behaviours),
+        sequences=tuple(Sequence(name, shared, length, GAPS) for name, length in recipe.lengths.items()),
         labels=contract.tasks,
         domains=log.domains,
         content=items["content"].shape[1] if "content" in items else 0,
@@ -496,7 +576,8 @@ def _store(
     delays = [f"{rate}_time" for rate in recipe.rates if f"{rate}_time" in log.settings.delays]
     names = ["user", "item", "domain", "time", *recipe.rates, *delays]
     columns = as_columns(pa.concat_tables([read_day(out, day, names) for day in checked]))
-    return FeatureStore(out, schema, bounds, recipe, users, items, behaviours, countable(columns, recipe.rates))
+    events = countable(columns, recipe.rates)
+    return FeatureStore(out, schema, bounds, recipe, users, items, behaviours, events, pairs.read(out, schema))
 
 
 def _first_days(days: tuple[Day, ...]) -> list[str]:
@@ -542,7 +623,7 @@ def _write_leaks(store: FeatureStore, rows: Rows) -> float:
     features: dict[str, npt.NDArray[Any]] = {
         number.name: rows.numbers[:, place] for place, number in enumerate(store.schema.numbers)
     }
-    context = [store.schema.fields[place].name for place in store.schema.positions("context")]
+    context = [store.schema.fields[place].name for place in store.schema.positions("context", "cross")]
     features |= {f"code_{name}": rows.context[:, place] for place, name in enumerate(context)}
     labels = {task: rows.labels[:, place] for place, task in enumerate(store.schema.labels)}
     areas = single_feature_aucs(features, labels)

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from models.schema import Role
 from pipeline.features import identity, match, statistics
+from pipeline.features.pairs import CROSS
 from pipeline.features.store import POSITIONS, FeatureStore, Rows
 from pipeline.features.timeline import Integers
 from pipeline.lake import InputError
@@ -148,7 +149,7 @@ def explain(store: FeatureStore, events: Path, user: str, item: str, time: int, 
     attributes = {**raw["user"], **raw["item"], "user": user, "item": item, "domain": domain}
     entities = tuple(_entity(store, name, asked, time, attributes, numbers) for name in store.recipe.statistics)
     histories = tuple(_history(store, name, row, attributes, numbers) for name in store.behaviours)
-    names = [store.schema.fields[n].name for n in store.schema.positions("context")]
+    fields = [store.schema.fields[n] for n in store.schema.positions("context", "cross")]
     seen = {**codes, "domain": domain, "hour": datetime.fromtimestamp(time // 1_000_000, UTC).hour}
     return Explanation(
         user=subjects["user"],
@@ -161,8 +162,8 @@ def explain(store: FeatureStore, events: Path, user: str, item: str, time: int, 
             *_codes(store, "user", subjects["user"], raw["user"], vocabulary),
             *_codes(store, "item", subjects["item"], raw["item"], vocabulary),
             *(
-                _code(name, "context", seen.get(name), int(code), vocabulary)
-                for name, code in zip(names, row.context[0], strict=True)
+                _code(field.name, field.role, _of(field.name, {**attributes, **seen}), int(code), vocabulary)
+                for field, code in zip(fields, row.context[0], strict=True)
             ),
         ),
         values=tuple(
@@ -251,7 +252,13 @@ def _codes(
 ) -> list[Code]:
     table = store.users if role == "user" else store.items
     names = [store.schema.fields[n].name for n in store.schema.positions(role)]
-    return [_code(name, role, raw.get(name), int(table[f"code_{name}"][subject.row]), vocabulary) for name in names]
+    return [_code(name, role, _of(name, raw), int(table[f"code_{name}"][subject.row]), vocabulary) for name in names]
+
+
+def _of(name: str, raw: dict[str, Any]) -> Any:
+    """The raw value of a field, of a cross those of both its parts."""
+    left, sign, right = name.partition(CROSS)
+    return f"{_text(raw.get(left))} {CROSS} {_text(raw.get(right))}" if sign else raw.get(name)
 
 
 def _code(name: str, role: Role, raw: Any, code: int, vocabulary: pl.DataFrame) -> Code:
@@ -361,9 +368,8 @@ def terminal(explained: Explanation, store: FeatureStore) -> None:
         _print_events(console, store, store.events, widest, explained.time)
 
     for history in explained.histories:
-        console.print(
-            f"[bold]{history.behaviour}[/]: the last {history.length} of at most {store.recipe.length} events"
-        )
+        most = store.recipe.lengths[history.behaviour]
+        console.print(f"[bold]{history.behaviour}[/]: the last {history.length} of at most {most} events")
         _print_events(console, store, store.behaviours[history.behaviour], history.events, explained.time)
         table = Table("matches", "raw", "events", "model sees", title=f"{history.behaviour} × item", width=WIDTH)
         for one in history.matches:

@@ -37,15 +37,16 @@ Columns = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class Settings:
-    """What the facts are: `behaviours` maps a sequence to its task, `delays` are the columns `<task>_time` of the log,
-    `context` names columns that are kept as feature ids, `kept` those that are kept as they are."""
+    """What the facts are: `behaviours` maps a sequence to its task, and `lengths` to how many events a history has at
+    most; `delays` are the columns `<task>_time` of the log, `context` names columns that are kept as feature ids,
+    `kept` those that are kept as they are."""
 
     statistics: tuple[str, ...]
     windows: tuple[str, ...]
     rates: tuple[str, ...]
     behaviours: dict[str, str]
     attributes: tuple[str, ...]
-    length: int
+    lengths: dict[str, int]
     delays: tuple[str, ...]
     context: tuple[str, ...]
     kept: tuple[str, ...]
@@ -286,7 +287,7 @@ class _Behaviour:
         keys = {attribute: entities.items[attribute].astype(np.int64) for attribute in job.settings.attributes}
         return cls(
             name=name,
-            length=job.settings.length,
+            length=job.settings.lengths[name],
             user=user,
             time=time,
             timeline=Timeline.of(owners, time),

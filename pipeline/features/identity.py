@@ -108,16 +108,26 @@ def fit(field: str, seen: pl.DataFrame, *, admit_after: int, evict_before: int) 
     Raises InputError for a field with more than `MOST_DISTINCT` values; a sketch of a few kilobytes tells their number
     within 2 % before any is kept.
     """
-    different = seen.select(pl.col("value").approx_n_unique()).item() if seen.height > MOST_DISTINCT else 0
+    if seen.height > MOST_DISTINCT:
+        check_distinct(field, seen.select(pl.col("value").approx_n_unique()).item())
+    counted = seen.group_by("value").agg(pl.col("count").sum().cast(pl.Int64), pl.col("last_seen").max())
+    texts = canonical(counted["value"])
+    hashed = counted.with_columns(texts, _fids(field, texts)).drop_nulls("fid")
+    return admit(field, hashed, admit_after=admit_after, evict_before=evict_before)
+
+
+def check_distinct(field: str, different: int) -> None:
+    """Raise InputError for a field with more than `MOST_DISTINCT` values."""
     if different > MOST_DISTINCT:
         raise InputError(
             f"column {field!r} has about {different:,} different values, more than the {MOST_DISTINCT:,} that a "
             "vocabulary can hold; take it out of [features] if it only numbers the rows, else group its values"
         )
-    counted = seen.group_by("value").agg(pl.col("count").sum().cast(pl.Int64), pl.col("last_seen").max())
-    texts = canonical(counted["value"])
-    hashed = counted.with_columns(texts, _fids(field, texts)).drop_nulls("fid")
-    merged = hashed.group_by("fid").agg(pl.col("value").min(), pl.col("count").sum(), pl.col("last_seen").max())
+
+
+def admit(field: str, seen: pl.DataFrame, *, admit_after: int, evict_before: int) -> Vocabulary:
+    """The same from values that have their FIDs: value, fid, count and last_seen, any number of rows a value."""
+    merged = seen.group_by("fid").agg(pl.col("value").min(), pl.col("count").sum(), pl.col("last_seen").max())
     frequent = merged.filter(pl.col("count") >= admit_after)
     admitted = frequent.filter(pl.col("last_seen") >= evict_before).sort(["count", "fid"], descending=[True, False])
     table = admitted.with_row_index("code", offset=1).select(
@@ -128,7 +138,7 @@ def fit(field: str, seen: pl.DataFrame, *, admit_after: int, evict_before: int) 
         table,
         rare=merged.height - frequent.height,
         evicted=frequent.height - admitted.height,
-        collisions=hashed["value"].n_unique() - merged.height,
+        collisions=seen["value"].n_unique() - merged.height,
     )
 
 

@@ -15,7 +15,7 @@ from pipeline.features.timeline import Integers, Timeline
 
 SECOND, SECONDS = 1_000_000, 60
 NO_GAP = np.float32(np.log1p(365 * 24 * 60))
-FIXED_POINT = 1 << 20
+FIXED_POINT = 1 << 18
 
 
 def names(behaviour: str, attributes: tuple[str, ...], content: bool) -> list[str]:
@@ -74,11 +74,18 @@ def running_content(content: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
     """Running sums (N + 1, d) of the events' content vectors (N, d), in fixed point.
 
     Integers make a difference of two sums exact whatever came before, so that a history's mean does not depend on
-    other users' events; overflow wraps around and cancels in the difference.
+    other users' events; overflow wraps around and cancels in the difference, which itself fits: a component of a unit
+    vector is at most 1, so that a history may have 2^31 / `FIXED_POINT` = 8,192 events.
     """
     totals = np.zeros((len(content) + 1, content.shape[1]), np.int32)
     np.rint(content * FIXED_POINT, out=totals[1:], casting="unsafe")
     return np.cumsum(totals, axis=0, dtype=np.int32, out=totals)
+
+
+def cosine(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """F5: cosines (N,) of vectors (N, d) that are of length 1, or zero where absent, which gives 0."""
+    cosines: npt.NDArray[np.float32] = np.einsum("nd,nd->n", a, b)
+    return cosines
 
 
 def content_similarity(

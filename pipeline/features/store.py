@@ -21,8 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.schema import Number, Role, Schema
-from pipeline.features import match, sequences, statistics
+from pipeline.features import match, pairs, sequences, statistics
 from pipeline.features.entities import Entities
+from pipeline.features.pairs import Pair
 from pipeline.features.timeline import Integers, Timeline
 
 SLICES = ("train", "validation", "test")
@@ -45,7 +46,8 @@ Columns = dict[str, npt.NDArray[Any]]
 @dataclass(frozen=True)
 class Rows:
     """N rows: who, what, where, when, and what is known of them at that moment. `labels` are NaN where unknown,
-    and so are `durations`, seconds in the order of the schema's."""
+    and so are `durations`, seconds in the order of the schema's. `context` has the codes of the fields that depend on
+    the row: those of the context, then the crosses."""
 
     user: npt.NDArray[np.int32]
     item: npt.NDArray[np.int32]
@@ -83,13 +85,14 @@ class Rows:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the numbers are made of. `priors[entity][task]` is the (a, b) of `statistics.features`."""
+    """What the numbers are made of. `priors[entity][task]` is the (a, b) of `statistics.features`, `lengths` how many
+    events of each behaviour a history has at most."""
 
     statistics: tuple[str, ...]
     windows: tuple[str, ...]
     rates: tuple[str, ...]
     attributes: tuple[str, ...]
-    length: int
+    lengths: dict[str, int]
     priors: dict[str, dict[str, tuple[float, float]]]
 
     def to_json(self) -> dict[str, Any]:
@@ -102,7 +105,7 @@ class Recipe:
             entity: {task: (prior[0], prior[1]) for task, prior in tasks.items()}
             for entity, tasks in raw["priors"].items()
         }
-        return cls(length=raw["length"], priors=priors, **tuples)
+        return cls(lengths=raw["lengths"], priors=priors, **tuples)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +115,7 @@ class FeatureStore:
     `users`, `items`: columns by row number (`code_…`, `number_…`, `key_…`, `published`, `content`); row 0 is unknown.
     `behaviours`: per behaviour the columns user, item, domain and time, sorted by (user, time).
     `events`: what statistics count: user, item, domain, time, `shows` and one column per rate, all 0 or 1.
+    `crosses`: the fields with role "cross".
     """
 
     folder: Path
@@ -122,6 +126,7 @@ class FeatureStore:
     items: Columns
     behaviours: dict[str, Columns]
     events: Columns
+    crosses: tuple[Pair, ...] = ()
 
     @classmethod
     def open(cls, folder: Path) -> FeatureStore:
@@ -136,6 +141,7 @@ class FeatureStore:
             items=read_columns(folder / "items.parquet"),
             behaviours={one.name: read_columns(folder / f"behaviour_{one.name}.parquet") for one in schema.sequences},
             events={},
+            crosses=pairs.read(folder, schema),
         )
         known = pq.read_schema(next((folder / DAYS).glob("*/user-*.parquet"))).names
         delays = [f"{rate}_time" for rate in recipe.rates if f"{rate}_time" in known]
@@ -178,7 +184,7 @@ class FeatureStore:
         pointers = {}
         for name in self.behaviours:
             before = table[f"{name}_before"].to_numpy()
-            pointers[name] = (self._starts[name][user] + before, np.minimum(before, self.recipe.length))
+            pointers[name] = (self._starts[name][user] + before, np.minimum(before, self.recipe.lengths[name]))
         numbers = np.empty((len(user), len(self.schema.numbers)), np.float32)
         for begin in range(0, len(user), CHUNK):
             part = slice(begin, begin + CHUNK)
@@ -217,7 +223,7 @@ class FeatureStore:
     ) -> tuple[Integers, npt.NDArray[np.int32]]:
         """End and length of each user's history strictly before `time`: rows [end - length, end) of the behaviour."""
         timeline = self._behaviour_timelines[behaviour]
-        return sequences.pointers(timeline, np.asarray(user, np.int64), time, self.recipe.length)
+        return sequences.pointers(timeline, np.asarray(user, np.int64), time, self.recipe.lengths[behaviour])
 
     def cut(self, moment: int) -> FeatureStore:
         """The store as it would be had the log ended just before `moment`: what was fitted stays as it is."""
@@ -240,12 +246,14 @@ class FeatureStore:
         """Rows whose labels and durations are unknown."""
         names = [self.schema.fields[place].name for place in self.schema.positions("context")]
         unknown = np.zeros(len(user), np.int32)
+        codes = {name: np.asarray(context.get(name, unknown), np.int32) for name in names}
+        crossed = pairs.crossed(self.crosses, self.users, self.items, user, item, codes)
         return Rows(
             user=user.astype(np.int32),
             item=item.astype(np.int32),
             domain=domain.astype(np.int16),
             time=time.astype(np.int64),
-            context=np.stack([np.asarray(context.get(name, unknown), np.int32) for name in names], axis=1),
+            context=np.stack([*codes.values(), *crossed.values()], axis=1),
             numbers=numbers,
             ends={name: ends for name, (ends, _) in pointers.items()},
             lengths={name: lengths for name, (_, lengths) in pointers.items()},
@@ -261,9 +269,10 @@ class FeatureStore:
         time: Integers,
         counted: Iterable[npt.NDArray[np.float32]],
     ) -> None:
-        """Fill `out` (N, M) in the order of `numbers`: what users and items are, then what was counted of them."""
+        """Fill `out` (N, M) in the order of `numbers`: what users and items are, what was counted of them, and how
+        alike their vectors are."""
         place = 0
-        for columns in (*self._known(user, item, time), *counted):
+        for columns in (*self._known(user, item, time), *counted, *self._alike(user, item)):
             width = columns.shape[1] if columns.ndim == 2 else 1
             out[:, place : place + width] = columns.reshape(len(out), width)
             place += width
@@ -276,6 +285,10 @@ class FeatureStore:
                 yield table[f"number_{name}"][row]
         if "published" in self.items:
             yield item_age(self.items["published"][item], time)
+
+    def _alike(self, user: npt.NDArray[np.integer], item: npt.NDArray[np.integer]) -> Iterator[npt.NDArray[np.float32]]:
+        if "content" in self.users and "content" in self.items:
+            yield match.cosine(self.users["content"][user], self.items["content"][item])
 
     def _counted(
         self,
@@ -491,6 +504,7 @@ def numbers(users: Columns, items: Columns, behaviours: Iterable[str], recipe: R
             for behaviour in behaviours
             for name in match.names(behaviour, recipe.attributes, "content" in items)
         ),
+        *([Number("content_similarity", "cross")] if "content" in users and "content" in items else []),
     )
 
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from models.schema import Role, Schema
-from pipeline.features.store import FeatureStore, Rows
+from pipeline.features.store import Columns, FeatureStore, Rows
 
 Batch = dict[str, Tensor]
 MINUTE = 60_000_000
+EVENTS = 2_000_000
 
 
 class Encoder:
@@ -27,18 +28,22 @@ class Encoder:
         self.schema = schema
         self._users = _codes(schema, "user", store.users)
         self._items = _codes(schema, "item", store.items)
-        self._context_offsets = torch.tensor([schema.offsets[i] for i in schema.positions("context")])
-        self._order = torch.tensor(
-            np.argsort(np.concatenate([schema.positions(role) for role in ("user", "item", "context")]))
-        )
+        self._context_offsets = torch.tensor([schema.offsets[i] for i in schema.positions("context", "cross")])
+        by_role = (schema.positions("user"), schema.positions("item"), schema.positions("context", "cross"))
+        self._order = torch.tensor(np.argsort(np.concatenate(by_role)))
         self._content = torch.from_numpy(store.items["content"]) if "content" in store.items else None
-        item_names = [schema.fields[i].name for i in schema.positions("item")]
         self._sequences = {}
         for sequence in schema.sequences:
             events = store.behaviours[sequence.name]
-            columns = torch.tensor([item_names.index(name) for name in sequence.fields])
-            codes = self._items[:, columns][torch.from_numpy(events["item"]).long()]
+            codes = torch.stack([self._of_event(name, events) for name in sequence.fields], dim=1)
             self._sequences[sequence.name] = (codes, torch.from_numpy(events["time"]), sequence.gaps)
+
+    def _of_event(self, field: str, events: Columns) -> Tensor:
+        """The fused-table rows (events,) of a field of a behaviour's events: the item's, or the domain of the event."""
+        if field == "domain":
+            return torch.from_numpy(events["domain"]).long() + 1 + self.schema.offsets[self.schema.position(field)]
+        names = [self.schema.fields[i].name for i in self.schema.positions("item")]
+        return self._items[:, names.index(field)][torch.from_numpy(events["item"]).long()]
 
     def __call__(self, rows: Rows, index: Tensor | None = None) -> Batch:
         """A batch of the rows at `index` (all of them when it is None); beside the input it has `labels` (B, T) and
@@ -103,7 +108,16 @@ def shuffled(
 
 
 def in_order(encoder: Encoder, rows: Rows, *, size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
-    for index in torch.arange(len(rows)).split(size):
+    """Batches of `size` rows, or of fewer where these would have more than `EVENTS` events, in the rows' order;
+    one without rows if there is none."""
+    events = np.cumsum(sum(rows.lengths.values(), np.zeros(len(rows), np.int64)))
+    ends = [0]
+    while ends[-1] < len(rows):
+        begin = ends[-1]
+        before = events[begin - 1] if begin else 0
+        fitting = int(np.searchsorted(events, before + EVENTS, side="right"))
+        ends.append(min(max(begin + 1, min(begin + size, fitting)), len(rows)))
+    for index in torch.arange(len(rows)).tensor_split(ends[1:-1]):
         yield to_device(encoder(rows, index), device)
 
 
@@ -111,7 +125,7 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def _codes(schema: Schema, role: Role, table: dict[str, np.ndarray]) -> Tensor:
+def _codes(schema: Schema, role: Role, table: Columns) -> Tensor:
     """The fused-table rows of every user or item: (users or items, fields of the role)."""
     columns = [table[f"code_{schema.fields[i].name}"] + schema.offsets[i] for i in schema.positions(role)]
     return torch.from_numpy(np.stack(columns, axis=1).astype(np.int64))

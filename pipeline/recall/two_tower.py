@@ -255,7 +255,7 @@ def every_item(store: FeatureStore, encoder: Encoder) -> Batch:
         item=np.arange(size, dtype=np.int32),
         domain=nobody.astype(np.int16),
         time=nobody.astype(np.int64),
-        context=np.zeros((size, len(schema.positions("context"))), np.int32),
+        context=np.zeros((size, len(schema.positions("context", "cross"))), np.int32),
         numbers=np.zeros((size, 0), np.float32),
         ends={sequence.name: nobody.astype(np.int64) for sequence in schema.sequences},
         lengths={sequence.name: nobody for sequence in schema.sequences},
