@@ -19,7 +19,13 @@ from pipeline.features.partition import runs
 from pipeline.features.store import FeatureStore
 from pipeline.lake import InputError
 
-SETTINGS = replace(FEATURES, context=("hour", "device"), windows=("1h", "30h", "2d", "7d"))
+SETTINGS = replace(
+    FEATURES,
+    context=("hour", "device"),
+    windows=("1h", "30h", "2d", "7d"),
+    lengths={"clicked": 9},
+    crosses=config.Crosses(pairs=("segment*age", "age*device"), columns=("segment", "category", "hour"), keep=1),
+)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +186,7 @@ def test_a_failure_leaves_the_days_as_they_were(events: Path, whole: Path, tmp_p
 def test_days_of_another_chain_are_dropped_and_links_survive(events: Path, tmp_path: Path) -> None:
     run(events, tmp_path / "first", kept=tmp_path / "kept")
     before = contents(tmp_path / "first")
-    run(events, tmp_path / "second", replace(SETTINGS, length=3), kept=tmp_path / "kept")
+    run(events, tmp_path / "second", replace(SETTINGS, lengths={"clicked": 8}), kept=tmp_path / "kept")
     assert len(list((tmp_path / "kept").glob("*-*"))) == len(FeatureStore.open(tmp_path / "first").days())
     assert contents(tmp_path / "first") == before
 

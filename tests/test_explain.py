@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,19 @@ import polars as pl
 import pytest
 from event_tables import CONTRACT, DAY, FEATURES, MINUTE, START, write_events
 
-from pipeline.config import Split
+from pipeline.config import Crosses, Split
 from pipeline.features.build import build
 from pipeline.features.explain import Explanation, event_table, explain, moment, terminal
 from pipeline.features.match import NO_GAP
 from pipeline.features.store import UNKNOWN_AGE, FeatureStore
 from pipeline.lake import InputError
 
-SETTINGS = FEATURES.__class__(**{**vars(FEATURES), "context": ("hour", "device")})
+SETTINGS = replace(
+    FEATURES,
+    context=("hour", "device"),
+    lengths={"clicked": 9},
+    crosses=Crosses(pairs=("segment*age", "age*device", "segment*category")),
+)
 LENGTHS = {"1h": 60 * MINUTE, "1d": DAY, "7d": 7 * DAY, "all": 1 << 60}
 
 
@@ -67,7 +73,7 @@ def test_the_values_are_those_of_the_log(some: list[Explanation], store: Feature
             if field.role in tables:
                 table, row = tables[field.role]
                 assert codes[field.name] == table[f"code_{field.name}"][row]
-        context = [store.schema.fields[n].name for n in store.schema.positions("context")]
+        context = [store.schema.fields[n].name for n in store.schema.positions("context", "cross")]
         assert [codes[name] for name in context] == same.context[0].tolist()
 
 
@@ -120,7 +126,9 @@ def test_histories_and_matches_come_from_earlier_events(
         for history in one.histories:
             table = store.behaviours[history.behaviour]
             mine = np.flatnonzero((table["user"] == one.user.row) & (table["time"] < one.time))
-            assert history.events.tolist() == mine[-FEATURES.length :].tolist()
+            assert (
+                history.events.tolist() == mine[-(9 if history.behaviour == "clicked" else FEATURES.length) :].tolist()
+            )
             listed = event_table(store, table, history.events)
             for match in history.matches[:-1]:
                 name = "item_id" if match.attribute == "item" else match.attribute
@@ -150,6 +158,10 @@ def test_raw_values_and_vocabulary(some: list[Explanation], store: FeatureStore,
         assert codes["domain"].raw == one.domain
         assert one.logged is not None
         assert codes["device"].raw == one.logged["device"]
+        assert codes["age*device"].raw == f"{codes['age'].raw} * {codes['device'].raw}"
+        assert (codes["age*device"].role, codes["segment*age"].role) == ("cross", "user")
+        seen = vocabulary.filter(field="segment*age", value=f"{codes['segment'].raw} * {codes['age'].raw}")
+        assert seen["code"].to_list() == ([codes["segment*age"].code] if codes["segment*age"].code else [])
         price = next(value for value in one.values if value.name == "price")
         assert price.raw == items.filter(item_id=one.item.id)["price"].item()
 

@@ -143,7 +143,7 @@ def test_a_pair_that_only_tells_users_apart_has_little_interaction():
     assert interaction(left, right, labels, strangers) == pytest.approx(naive, abs=1e-3)
 
 
-@pytest.mark.parametrize("sample", [1 << 21, 4_000])
+@pytest.mark.parametrize("sample", [1 << 20, 4_000])
 def test_likeness_is_measured_on_some_of_the_users(monkeypatch, sample):
     """The same world, of 16,000 rows: a quarter of the users tell it as well as all."""
     monkeypatch.setattr(crosses, "SAMPLE", sample)

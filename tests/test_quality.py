@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from event_tables import CONTRACT, FEATURES, write_events
 
+from models.schema import Number
 from pipeline import config
 from pipeline.diagnostics import columns, quality
 from pipeline.diagnostics.columns import Category, Feature, Quantity
@@ -21,7 +22,8 @@ from pipeline.features.store import DAY, FeatureStore, Rows
 from pipeline.lake import InputError
 
 FIRST = date(1970, 1, 1)
-SETTINGS = replace(FEATURES, context=("hour", "device"))
+PAIRS = ("segment*age", "segment*category", "age*domain")
+SETTINGS = replace(FEATURES, context=("hour", "device"), crosses=config.Crosses(pairs=PAIRS))
 WATCH, SILENT = date(2023, 11, 23), date(2023, 11, 24)
 
 
@@ -291,6 +293,35 @@ def test_a_missing_number_is_unknown_though_it_was_encoded(built: Path, tmp_path
     ids = pl.read_parquet(built / "items.parquet", columns=["item_id"])["item_id"]
     expected = (ids.gather(rows.item) >= "i5").to_numpy()
     np.testing.assert_array_equal(np.isnan(price.values(rows)), expected)
+
+
+def test_a_cross_is_a_category_of_its_row(built: Path, events: Path):
+    store = FeatureStore.open(built)
+    log, features = store.log(), {one.name: one for one in columns.features_of(store, events)}
+    vocabulary = pl.read_parquet(built / "vocabulary.parquet").filter(field="age*domain")
+    cross = features["age*domain"]
+    assert isinstance(cross, Category)
+    assert cross.size == vocabulary.height + 1
+    codes = cross.codes(log)
+    np.testing.assert_array_equal(cross.raw(log), codes)
+    known = np.flatnonzero(codes)[::50]
+    ages, domains = (features[name].code_names(features[name].codes(log)[known].tolist()) for name in ("age", "domain"))
+    assert cross.code_names(codes[known].tolist()) == [f"{a} * {d}" for a, d in zip(ages, domains, strict=True)]
+
+
+def test_likeness_is_missing_where_a_vector_is(built: Path, events: Path):
+    store = FeatureStore.open(built)
+    vectors = np.ones((len(store.users["code_user_id"]), 4), np.float32) / 2
+    vectors[::3] = 0
+    schema = replace(store.schema, numbers=(*store.schema.numbers, Number("content_similarity", "cross")))
+    store = replace(store, schema=schema, users={**store.users, "content": vectors})
+    log, likeness = store.log(), columns.features_of(store, events)[len(schema.fields) + len(schema.numbers) - 1]
+    assert isinstance(likeness, Quantity)
+    assert (likeness.name, likeness.looks_back) == ("content_similarity", False)
+    values = likeness.values(log)
+    np.testing.assert_array_equal(np.isnan(values), log.user % 3 == 0)
+    expected = (store.items["content"][log.item] / 2).sum(axis=1)
+    np.testing.assert_allclose(values[log.user % 3 > 0], expected[log.user % 3 > 0], atol=1e-6)
 
 
 def test_nothing_is_raised_or_printed_without_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

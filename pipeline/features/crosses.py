@@ -45,7 +45,7 @@ JUDGED = {
     "interaction": pl.Float64,
 }
 GROUPS = ("user", "item")
-SAMPLE = 1 << 21
+SAMPLE = 1 << 20
 ROUNDS, PRECISION = 100, 1e-3
 CODES = {"field": pl.String, "left": pl.Int32, "right": pl.Int32, "code": pl.Int32}
 
@@ -147,7 +147,7 @@ def choose(
     total = coded.select(pl.len()).collect(engine="streaming").item()
     every = -(-total // SAMPLE) or 1
     samples = {group: coded.filter(pl.col(group) % every == 0).collect(engine="streaming") for group in GROUPS}
-    judged, cells = [], {}
+    judged = []
     for name in progress(names, "crosses"):
         left, _, right = name.partition(CROSS)
         if fields[left].size * fields[right].size > identity.MOST_DISTINCT:
@@ -157,7 +157,6 @@ def choose(
         admitted = counted.filter(pl.col("shown") >= admit_after, pl.col("last_seen") >= evict_before)
         groups = [_cells(sample.lazy(), left, right, group) for group, sample in samples.items()]
         judged.append({"field": name, **_judge(admitted, groups, total)})
-        cells[name] = counted
     listed = pl.col("field").is_in(list(settings.pairs))
     best = (pl.col("interaction").rank("ordinal", descending=True).over(listed) <= settings.keep) & (
         pl.col("interaction") > 0
@@ -166,7 +165,7 @@ def choose(
     table = table.sort("interaction", "field", descending=[True, False])
     chosen = [name for name in names if name in set(table.filter("chosen")["field"])]
     identity.check_slots([*fields, *chosen])
-    made = [_vocabulary(name, cells[name], values, admit_after, evict_before) for name in chosen]
+    made = [_vocabulary(name, _cells(coded, *name.split(CROSS)), values, admit_after, evict_before) for name in chosen]
     return Crosses(
         fields=tuple(
             Field(name, vocabulary.size, _role(name, fields))

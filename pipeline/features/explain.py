@@ -256,9 +256,9 @@ def _codes(
 
 
 def _of(name: str, raw: dict[str, Any]) -> Any:
-    """The raw value of a field, of a cross those of both its parts."""
-    left, sign, right = name.partition(CROSS)
-    return f"{_text(raw.get(left))} {CROSS} {_text(raw.get(right))}" if sign else raw.get(name)
+    """The raw value of a field; of a cross those of its parts, None if one is."""
+    parts = [raw.get(part) for part in name.split(CROSS)]
+    return None if None in parts else parts[0] if len(parts) == 1 else f" {CROSS} ".join(map(_text, parts))
 
 
 def _code(name: str, role: Role, raw: Any, code: int, vocabulary: pl.DataFrame) -> Code:
