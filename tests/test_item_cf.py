@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pytest
+import scipy.sparse as sp
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from route_tables import ask
 
-from pipeline.recall import item_cf
+from pipeline.recall import item_cf, nearest
 from pipeline.recall.snapshot import Snapshot
 
 REQUEST = {"request": pl.UInt32, "user": pl.Int32}
@@ -70,14 +74,41 @@ def test_agrees_with_loops(taken: list[tuple[int, int]]) -> None:
         assert math.isclose(found[pair], value, rel_tol=1e-5)
 
 
-def test_blocks_do_not_matter(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 8)), min_size=1, max_size=40))
+def test_jaccard_agrees_with_sets(taken: list[tuple[int, int]]) -> None:
+    users, items = np.array(taken).T
+    similar = item_cf.similarities(users, items, 9, available=np.arange(1, 9), neighbours=9, measure="jaccard").tocoo()
+    takers = {item: {user for user, other in taken if other == item} for _, item in taken}
+    weight = {user: 1 / math.log(1 + len({item for other, item in taken if other == user})) for user, _ in taken}
+    expected = {
+        (one, other): sum(weight[user] for user in takers[one] & takers[other])
+        / sum(weight[user] for user in takers[one] | takers[other])
+        for one in takers
+        for other in takers
+        if one != other and takers[one] & takers[other]
+    }
+    found = zip(similar.row.tolist(), similar.col.tolist(), similar.data.tolist(), strict=True)
+    assert {(one, other): value for one, other, value in found} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("measure", ["cosine", "jaccard"])
+def test_neither_threads_nor_pieces_matter(measure: nearest.Measure, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(0)
     users, items = generator.integers(1, 30, 300), generator.integers(1, 40, 300)
-    whole = item_cf.similarities(users, items, 40, available=np.arange(1, 40), neighbours=5)
-    monkeypatch.setattr(item_cf, "BLOCK", 7)
-    pieces = item_cf.similarities(users, items, 40, available=np.arange(1, 40), neighbours=5)
-    np.testing.assert_array_equal(whole.toarray(), pieces.toarray())
-    assert (np.diff(whole.indptr) <= 5).all()
+
+    def similar() -> sp.csr_array:
+        return item_cf.similarities(users, items, 40, available=np.arange(1, 40), neighbours=5, measure=measure)
+
+    one = similar()
+    monkeypatch.setattr(nearest, "PIECES", 3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    other = similar()
+    for part in ("data", "indices", "indptr"):
+        np.testing.assert_array_equal(getattr(one, part), getattr(other, part))
+    assert (np.diff(one.indptr) <= 5).all()
+    best_first = [one.data[begin:end] for begin, end in pairwise(one.indptr)]
+    assert all((np.diff(values) <= 0).all() for values in best_first)
 
 
 def test_only_available_neighbours_are_kept_and_the_nearest_of_them() -> None:

@@ -15,7 +15,7 @@ from pipeline import config
 from pipeline.features.store import SLICES, FeatureStore
 from pipeline.lake import InputError, write_json
 from pipeline.progress import progress
-from pipeline.recall import exposure, fresh, hot, item_cf, two_tower
+from pipeline.recall import exposure, fresh, hot, item_cf, swing, two_tower, user_cf
 from pipeline.recall.merge import snake_merge
 from pipeline.recall.route import Requests
 from pipeline.recall.snapshot import Snapshot, take
@@ -24,6 +24,8 @@ ROUTES: dict[str, ModuleType] = {
     "hot": hot,
     "fresh": fresh,
     "item_cf": item_cf,
+    "user_cf": user_cf,
+    "swing": swing,
     "two_tower": two_tower,
 }
 

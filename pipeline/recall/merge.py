@@ -8,13 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from pipeline.recall.route import NOTHING, Found
+from pipeline.recall.route import NOTHING, Found, packed_order
 
 Integers = npt.NDArray[np.integer]
 
 NO_LIMIT = np.iinfo(np.int32).max
 AT_ONCE = 1 << 16
-KEY_BITS = 63
 
 
 def snake_merge(
@@ -59,12 +58,12 @@ def snake(
     forwards = place.astype(np.int64)
     turn = np.where(done & 1, len(limits) - 1 - forwards, forwards)
     turn += (done + spare * (done.max(initial=0) + 1)) * len(limits)
-    by_item = _order(request, item, turn)
+    by_item = packed_order(request, item, turn)
     owner, given = request[by_item], item[by_item]
     first = np.ones(len(by_item), bool)
     first[1:] = (owner[1:] != owner[:-1]) | (given[1:] != given[:-1])
     taken = by_item[first]
-    taken = taken[_order(request[taken], turn[taken])]
+    taken = taken[packed_order(request[taken], turn[taken])]
     number = np.arange(len(taken))
     begins = np.diff(request[taken], prepend=-1) != 0
     position = number - np.maximum.accumulate(number * begins) + 1
@@ -87,16 +86,3 @@ def packed(found: Sequence[Found]) -> tuple[Integers, Integers, Integers, Intege
         place.append(np.full(len(row), number))
     item = [one.items[row, rank] for one, row, rank in zip(found, request, column, strict=True)]
     return np.concatenate(request), np.concatenate(item), np.concatenate(place), np.concatenate(column) + 1
-
-
-def _order(*columns: Integers) -> npt.NDArray[np.int64]:
-    """The order by several columns of whole numbers, the first counting most: by one packed key where 63 bits do."""
-    lowest = [int(column.min(initial=0)) for column in columns]
-    bits = [(int(column.max(initial=0)) - low).bit_length() for column, low in zip(columns, lowest, strict=True)]
-    if sum(bits) > KEY_BITS:
-        return np.lexsort(columns[::-1])
-    key = np.zeros(len(columns[0]), np.int64)
-    for column, low, width in zip(columns, lowest, bits, strict=True):
-        key <<= width
-        key |= column.astype(np.int64) - low
-    return np.argsort(key)
