@@ -11,21 +11,12 @@ import scipy.sparse as sp
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from route_tables import ask
+from route_tables import ask, engaged
 
 from pipeline.recall import item_cf, nearest
 from pipeline.recall.snapshot import Snapshot
 
 REQUEST = {"request": pl.UInt32, "user": pl.Int32}
-
-
-def snapshot(taken: list[tuple[int, int]], items: list[int]) -> Snapshot:
-    """`taken` is (user, item), oldest first."""
-    rows = [(user, item, time) for time, (user, item) in enumerate(taken)]
-    schema = {"user": pl.Int32, "item": pl.Int32, "time": pl.Int64}
-    history = pl.DataFrame(rows, schema=schema, orient="row").sort("user", "time")
-    available = pl.DataFrame({"item": items}, schema={"item": pl.Int32})
-    return Snapshot(len(rows), history, history, available, store=None)  # type: ignore[arg-type]
 
 
 def recalled(taken: Snapshot, folder: Path, users: list[int], k: int = 10, neighbours: int = 10) -> pl.DataFrame:
@@ -119,7 +110,7 @@ def test_only_available_neighbours_are_kept_and_the_nearest_of_them() -> None:
 
 def test_recent_items_count_more_and_taken_ones_are_left_out(tmp_path: Path) -> None:
     pairs = [(1, 1), (1, 3), (2, 2), (2, 4), (9, 1), (9, 2)]
-    found = recalled(snapshot(pairs, [1, 2, 3, 4]), tmp_path, [9])
+    found = recalled(engaged(pairs, [1, 2, 3, 4]), tmp_path, [9])
     similarity = 1 / math.log(3) / math.sqrt(2)
     assert found["item"].to_list() == [4, 3]
     assert found["rank"].to_list() == [1, 2]
@@ -128,17 +119,17 @@ def test_recent_items_count_more_and_taken_ones_are_left_out(tmp_path: Path) -> 
 
 def test_a_user_may_ask_in_two_domains_and_one_without_history_gets_nothing(tmp_path: Path) -> None:
     pairs = [(1, 1), (1, 2), (2, 1)]
-    found = recalled(snapshot(pairs, [1, 2]), tmp_path, [2, 0, 77, 2])
+    found = recalled(engaged(pairs, [1, 2]), tmp_path, [2, 0, 77, 2])
     assert found.select("request", "item", "rank").rows() == [(0, 2, 1), (3, 2, 1)]
 
 
 def test_an_item_unknown_to_the_matrix_is_passed_over(tmp_path: Path) -> None:
-    before = snapshot([(1, 1), (1, 2)], [1, 2])
+    before = engaged([(1, 1), (1, 2)], [1, 2])
     item_cf.fit(before, tmp_path, neighbours=5)
-    after = snapshot([(1, 1), (1, 2), (2, 1), (2, 9)], [1, 2, 9])
+    after = engaged([(1, 1), (1, 2), (2, 1), (2, 9)], [1, 2, 9])
     request = pl.DataFrame({"request": [0], "user": [2]}, schema=REQUEST)
     assert ask(item_cf, tmp_path, after, request, 5)["item"].to_list() == [2]
 
 
 def test_no_history_at_all(tmp_path: Path) -> None:
-    assert recalled(snapshot([], [1, 2]), tmp_path, [1]).is_empty()
+    assert recalled(engaged([], [1, 2]), tmp_path, [1]).is_empty()

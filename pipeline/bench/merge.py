@@ -67,7 +67,8 @@ def _lists(generator: np.random.Generator, count: int, length: int) -> npt.NDArr
     shuffles = generator.permuted(np.tile(np.arange(CATALOGUE, dtype=np.int32), (200, 1)), axis=1)
     begin = generator.integers(0, CATALOGUE, count)
     column = (begin[:, None] + np.arange(length)) % CATALOGUE
-    return shuffles[generator.integers(0, len(shuffles), count)[:, None], column]
+    lists: npt.NDArray[np.int32] = shuffles[generator.integers(0, len(shuffles), count)[:, None], column]
+    return lists
 
 
 def _loop(lists: list[list[int]], size: int) -> list[int]:

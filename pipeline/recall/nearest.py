@@ -1,4 +1,4 @@
-"""The nearest of every row by what it has in common with others: exact, compiled by Numba, in memory of a row a thread."""
+"""The nearest of every row by what it shares with others: exact, compiled by Numba, in the memory of a row a thread."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def nearest_items(
     right = taken.items[kept]
     of_user = np.concatenate([[0], np.cumsum(np.bincount(user[kept], minlength=len(weight)))])
     if measure == "cosine":
-        total = np.maximum(np.diff(taken.of_item), 1) ** -0.5
+        total = np.maximum(np.diff(taken.of_item), 1.0) ** -0.5
     else:
-        total = np.bincount(taken.items, weight[user], minlength=len(allowed))
+        total = np.bincount(taken.items, weight[user], minlength=len(allowed)).astype(np.float64)
     return in_pieces(
         _common,
         len(allowed),

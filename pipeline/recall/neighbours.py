@@ -32,7 +32,7 @@ class Table:
         requests: Requests,
         row: npt.NDArray[np.int64],
         middle: npt.NDArray[np.int64],
-        weight: npt.NDArray[np.float64],
+        weight: npt.NDArray[np.floating],
         k: int,
     ) -> Found:
         """The `k` items with the highest sums of `weight` times the table's own over all ways there, those already
@@ -60,7 +60,7 @@ class Table:
         self,
         row: npt.NDArray[np.int64],
         middle: npt.NDArray[np.int64],
-        weight: npt.NDArray[np.float64],
+        weight: npt.NDArray[np.floating],
         counts: npt.NDArray[np.int64],
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.float64]]:
         begins = np.cumsum(counts) - counts
