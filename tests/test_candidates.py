@@ -52,7 +52,7 @@ def run(
     metrics = candidates.recall(
         features,
         {"two_tower": model},
-        out,
+        out=out,
         moment=moment,
         settings=settings,
         positive="click",

@@ -29,14 +29,8 @@ def snake_merge(
     known = named.filter(pl.col("place").is_not_null())
     request, item, place, rank = (known[name].to_numpy() for name in ("request", "item", "place", "rank"))
     limits = limits_of(order, quota or {})
-    edges = np.searchsorted(request, request[AT_ONCE::AT_ONCE])
-    kept, positions = [], []
-    for begin, end in zip([0, *edges], [*edges, len(request)], strict=True):
-        part = slice(begin, end)
-        chosen, position = snake(request[part], item[part], place[part], rank[part], limits=limits, size=size)
-        kept.append(chosen + begin)
-        positions.append(position)
-    merged = known[np.concatenate(kept)].with_columns(position=pl.Series(np.concatenate(positions), dtype=pl.Int32))
+    kept, position = snake(request, item, place, rank, limits=limits, size=size)
+    merged = known[kept].with_columns(position=pl.Series(position, dtype=pl.Int32))
     return merged.select("request", "item", "position", "route", "rank", "score")
 
 
@@ -45,14 +39,27 @@ def snake(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Which of N candidates the lists of at most `size` items hold, and their positions in them (1 = first).
 
-    A candidate (N,) is an `item` that the route at `place` in the order of priority gave a `request` at a `rank`
-    (1 = best, no gaps within a route). In round r every route offers its item of rank r: in order when r is odd, from
-    its end when r is even. A route that offers an item already taken passes: its next item comes with its next turn.
-    A route offers only `limits[place]` items until the others have no more, and then goes on. So the turns are known
-    from (place, rank) alone, and a request is merged alike alone and among a million.
+    Candidates (N,) are sorted by request. One is an `item` that the route at `place` in the order of priority gave a
+    `request` at a `rank` (1 = best, no gaps within a route). In round r every route offers its item of rank r: in
+    order when r is odd, from its end when r is even. A route that offers an item already taken passes: its next item
+    comes with its next turn. A route offers only `limits[place]` items until the others have no more, and then goes
+    on. So the turns are known from (place, rank) alone, and a request is merged alike alone and among a million.
 
     Returns indices of candidates, sorted by request and position.
     """
+    edges = np.searchsorted(request, request[AT_ONCE::AT_ONCE])
+    kept, positions = [], []
+    for begin, end in zip([0, *edges], [*edges, len(request)], strict=True):
+        part = slice(begin, end)
+        chosen, position = _snake(request[part], item[part], place[part], rank[part], limits, size)
+        kept.append(chosen + begin)
+        positions.append(position)
+    return np.concatenate(kept), np.concatenate(positions)
+
+
+def _snake(
+    request: Integers, item: Integers, place: Integers, rank: Integers, limits: Integers, size: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     done = rank.astype(np.int64) - 1
     spare = done >= limits[place]
     forwards = place.astype(np.int64)
@@ -85,4 +92,8 @@ def packed(found: Sequence[Found]) -> tuple[Integers, Integers, Integers, Intege
         column.append(rank)
         place.append(np.full(len(row), number))
     item = [one.items[row, rank] for one, row, rank in zip(found, request, column, strict=True)]
-    return np.concatenate(request), np.concatenate(item), np.concatenate(place), np.concatenate(column) + 1
+    columns = [np.concatenate(parts) for parts in (request, item, place, column)]
+    if columns[0].max(initial=0):
+        order = np.argsort(columns[0], kind="stable")
+        columns = [column[order] for column in columns]
+    return columns[0], columns[1], columns[2], columns[3] + 1
