@@ -7,7 +7,7 @@ requests of the validation slice by coordinate ascent, each step a whole merge b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -107,34 +107,36 @@ def quota_gain(judged: Judged, routes: Sequence[str], quota: dict[str, int], dep
 def best_quotas(judged: Judged, routes: Sequence[str], *, per_route: int, size: int, seed: int = 0) -> dict[str, int]:
     """The quotas with the highest recall, the mean of that of the first `per_route` and of the first `size` merged.
 
-    Coordinate ascent over shares of `per_route`, from equal turns and from every route alone with the others to fill
-    up, whichever is best; so the quotas do at least as well as any single route on these requests. Routes without a
-    limit are left out. Up to 2,000 requests are judged, chosen at random among those of which a positive was recalled.
+    Coordinate ascent over shares of `per_route`, from equal turns or from one route with the others only to fill up,
+    whichever is best: so no single route does better on these requests. A step is taken if what it adds exceeds the
+    standard error of the requests' own differences, lest chance decide. Routes without a limit are left out. Up to
+    2,000 requests are judged, chosen at random among those of which a positive was recalled.
     """
     some = _sample(judged, seed)
+    if not len(some.owner):
+        return {}
     depths = (min(per_route, size), size)
-    total = np.bincount(judged.owner)
 
-    def recall(limits: Integers) -> float:
+    def recall(limits: Integers) -> Floats:
         position = some.positions(limits, size)
-        weight = 1 / total[some.owner]
-        return float(sum(weight[position <= depth].sum() for depth in depths))
+        shares: Floats = np.mean([some.recall(position <= depth) for depth in depths], axis=0)
+        return shares
 
     count = len(routes)
     starts = [np.full(count, NO_LIMIT), *(np.where(np.eye(count, dtype=bool), NO_LIMIT, 0))]
     steps = [*(round(share * per_route) for share in SHARES), NO_LIMIT]
-    limits = max(starts, key=recall)
-    best = recall(limits)
+    limits = max(starts, key=lambda start: recall(start).mean())
+    reached = recall(limits)
     for _ in range(SWEEPS):
-        before = best
+        before = limits
         for place in range(count):
-            for step in steps:
-                tried = limits.copy()
-                tried[place] = step
-                reached = recall(tried)
-                if reached > best:
-                    limits, best = tried, reached
-        if best == before:
+            tried = [np.where(np.arange(count) == place, step, limits) for step in steps if step != limits[place]]
+            recalls = [recall(one) for one in tried]
+            best = int(np.argmax([one.mean() for one in recalls]))
+            gain = recalls[best] - reached
+            if gain.mean() > gain.std() / np.sqrt(len(gain)):
+                limits, reached = tried[best], recalls[best]
+        if limits is before:
             break
     return {route: int(limit) for route, limit in zip(routes, limits, strict=True) if limit != NO_LIMIT}
 
@@ -143,6 +145,13 @@ def _sample(judged: Judged, seed: int) -> Judged:
     """Only requests with a recalled positive, and only so many of them."""
     useful = np.unique(judged.request[judged.positive >= 0])
     chosen = np.random.default_rng(seed).permutation(useful)[:REQUESTS]
-    rows = np.isin(judged.request, chosen)
-    names = ("request", "item", "place", "rank", "positive")
-    return replace(judged, **{name: getattr(judged, name)[rows] for name in names})
+    rows, kept = np.isin(judged.request, chosen), np.isin(judged.owner, chosen)
+    number = np.where(judged.positive >= 0, np.cumsum(kept)[judged.positive] - 1, -1)
+    return Judged(
+        request=judged.request[rows],
+        item=judged.item[rows],
+        place=judged.place[rows],
+        rank=judged.rank[rows],
+        positive=number[rows],
+        owner=judged.owner[kept],
+    )
