@@ -12,6 +12,7 @@ from pipeline.recall.value import Judged, best_quotas, quota_gain, route_values
 
 ROUTES = ("a", "b", "c")
 Lists = dict[str, list[int]]
+Frames = tuple[pl.DataFrame, pl.DataFrame]
 
 
 def frames(requests: list[Lists], wanted: list[list[int]]) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -60,29 +61,30 @@ def test_positions_are_those_of_the_merge(world: list[tuple[Lists, list[int]]], 
     if without is not None:
         candidates = candidates.filter(pl.col("route").is_in(left))
     limits = limits_of(ROUTES, quota)
-    found = judged(requests, held_out).positions(limits, size, without)
+    found = judged(requests, held_out).positions(limits, without)
     told = snake_merge(candidates, ROUTES, size=size, quota=quota)
     expected = positives.join(told, on=["request", "item"], how="left", maintain_order="left")["position"]
     assert [None if position > size else position for position in found.tolist()] == expected.to_list()
 
 
-def world(requests: int, good: str, generator: np.random.Generator) -> Judged:
+def world(requests: int, good: str, generator: np.random.Generator) -> Frames:
     """Each route gives ten items of its own; the only positive is the `good` one's, anywhere in its list."""
     given_, held_out = [], []
     for _ in range(requests):
         items = generator.permutation(1_000)[:30].reshape(3, 10).tolist()
         given_.append(dict(zip(ROUTES, items, strict=True)))
         held_out.append([given_[-1][good][generator.integers(10)]])
-    return judged(given_, held_out)
+    return frames(given_, held_out)
 
 
 def test_the_only_good_route_gets_all_the_room() -> None:
     best = world(200, "b", np.random.default_rng(0))
-    quota = best_quotas(best, ROUTES, per_route=10, size=10)
+    quota = best_quotas(*best, ROUTES, per_route=10, size=10)
     assert quota == {"a": 0, "c": 0}
+    told = Judged.of(*best, ROUTES)
     users = np.arange(200)
-    gain = quota_gain(best, ROUTES, quota, 10, users)
-    even = np.mean(best.positions(limits_of(ROUTES, {}), 10) <= 10)
+    gain = quota_gain(told, ROUTES, quota, 10, users)
+    even = np.mean(told.positions(limits_of(ROUTES, {})) <= 10)
     assert gain.mean == pytest.approx(1 - even)
     assert gain.low > 0.5
 
@@ -96,8 +98,8 @@ def test_two_routes_share_the_room_where_each_knows_half() -> None:
         given_.append(dict(zip(ROUTES, items, strict=True)))
         held_out.append([items[0][generator.integers(12)], items[1][generator.integers(8)]])
     shared = judged(given_, held_out)
-    quota = best_quotas(shared, ROUTES, per_route=20, size=20)
-    position = shared.positions(limits_of(ROUTES, quota), 20)
+    quota = best_quotas(*frames(given_, held_out), ROUTES, per_route=20, size=20)
+    position = shared.positions(limits_of(ROUTES, quota))
     assert np.mean(position <= 20) == 1
     assert quota["c"] == 0
 
@@ -110,8 +112,7 @@ def test_chance_alone_moves_no_quota() -> None:
         items = generator.permutation(60)[:30].reshape(3, 10).tolist()
         given_.append(dict(zip(ROUTES, items, strict=True)))
         held_out.append([int(generator.integers(60))])
-    noise = judged(given_, held_out)
-    quota = best_quotas(noise, ROUTES, per_route=10, size=15)
+    quota = best_quotas(*frames(given_, held_out), ROUTES, per_route=10, size=15)
     gain = quota_gain(judged(given_[::-1], held_out), ROUTES, quota, 15, np.arange(300))
     assert gain.low < 0 < gain.high
 
@@ -119,18 +120,14 @@ def test_chance_alone_moves_no_quota() -> None:
 def test_a_sample_of_the_requests_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = world(200, "b", np.random.default_rng(0))
     monkeypatch.setattr(value, "REQUESTS", 50)
-    some = value._sample(whole, seed=3)
-    assert len(np.unique(some.owner)) == len(np.unique(some.request)) == 50
-    limits = limits_of(ROUTES, {"a": 2})
-    full = dict(zip(whole.owner.tolist(), whole.positions(limits, 12).tolist(), strict=True))
-    assert {owner: full[owner] for owner in some.owner.tolist()} == dict(
-        zip(some.owner.tolist(), some.positions(limits, 12).tolist(), strict=True)
-    )
-    assert best_quotas(whole, ROUTES, per_route=10, size=10) == {"a": 0, "c": 0}
+    some = value._sample(*whole, ROUTES, seed=3)
+    assert len(np.unique(some.owner)) == 50
+    assert len(some.place) == 50 * 30
+    assert best_quotas(*whole, ROUTES, per_route=10, size=10) == {"a": 0, "c": 0}
 
 
 def test_nothing_recalled() -> None:
     nothing = judged([{"a": [1], "b": [], "c": []}], [[5]])
-    assert best_quotas(nothing, ROUTES, per_route=10, size=10) == {}
+    assert best_quotas(*frames([{"a": [1]}], [[5]]), ROUTES, per_route=10, size=10) == {}
     table = route_values(nothing, ROUTES, {}, 10, np.array([1]), ["home"])
     assert table["difference"].to_list() == [0.0] * 12

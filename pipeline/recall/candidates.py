@@ -104,7 +104,8 @@ def recall(
     elif validation:
         quota = json.loads((validation / QUOTA).read_text())
     else:
-        quota = value.best_quotas(judged, settings.routes, per_route=settings.per_route, size=settings.merged)
+        size = {"per_route": settings.per_route, "size": settings.merged}
+        quota = value.best_quotas(candidates, positives, settings.routes, **size)
     write_json(out / QUOTA, quota)
     merged = snake_merge(candidates, settings.routes, size=settings.merged, quota=quota)
     told = [(store.schema.domains[domain] if domain >= 0 else "unknown") for domain in asked["domain"].to_list()]

@@ -60,11 +60,7 @@ def snake(
 def _snake(
     request: Integers, item: Integers, place: Integers, rank: Integers, limits: Integers, size: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    done = rank.astype(np.int64) - 1
-    spare = done >= limits[place]
-    forwards = place.astype(np.int64)
-    turn = np.where(done & 1, len(limits) - 1 - forwards, forwards)
-    turn += (done + spare * (done.max(initial=0) + 1)) * len(limits)
+    turn = turns(place, rank, limits)
     by_item = packed_order(request, item, turn)
     owner, given = request[by_item], item[by_item]
     first = np.ones(len(by_item), bool)
@@ -76,6 +72,16 @@ def _snake(
     position = number - np.maximum.accumulate(number * begins) + 1
     listed = position <= size
     return taken[listed], position[listed]
+
+
+def turns(place: Integers, rank: Integers, limits: Integers) -> npt.NDArray[np.int64]:
+    """When each of N candidates is offered: the number of its turn within its request, all turns counted."""
+    done = rank.astype(np.int64) - 1
+    spare = done >= limits[place]
+    forwards = place.astype(np.int64)
+    turn = np.where(done & 1, len(limits) - 1 - forwards, forwards)
+    turn += (done + spare * (done.max(initial=0) + 1)) * len(limits)
+    return turn
 
 
 def limits_of(order: Sequence[str], quota: Mapping[str, int]) -> npt.NDArray[np.int32]:
