@@ -33,12 +33,14 @@ def recall(config: Config, features: Path, run: Run) -> tuple[dict[str, Path], P
         )
         for route in candidates.trained(settings)
     }
-    validation, test = (
-        keep_or_make(
+
+    def recalled(moment: str, requests: int, *inputs: Path) -> Path:
+        return keep_or_make(
             recall_candidates,
             f"recall_{moment}",
             features,
             models,
+            *inputs,
             root=config.root,
             run=run,
             moment=moment,
@@ -47,9 +49,8 @@ def recall(config: Config, features: Path, run: Run) -> tuple[dict[str, Path], P
             tasks=config.contract.tasks,
             requests=requests,
         )
-        for moment, requests in (
-            ("validation", 2 * config.fine.candidate_requests),
-            ("test", config.evaluation.requests),
-        )
-    )
+
+    validation = recalled("validation", 2 * config.fine.candidate_requests)
+    quotas = [validation] if settings.quota == "auto" else []
+    test = recalled("test", config.evaluation.requests, *quotas)
     return models, validation, test

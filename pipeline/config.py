@@ -153,12 +153,14 @@ class Features:
 class Recall:
     """Routes in order of priority, how many items each gives, and how many the merge keeps.
 
+    `quota`: route → how many of its items go into the merge before the others have no more; "auto" has them chosen on
+    the validation slice.
     `options`: route → keywords of its own functions `train` and `fit`, such as `{ hot = { half_life_days = 1.0 } }`.
     """
 
     routes: tuple[str, ...] = ("two_tower", "item_cf", "hot", "fresh")
     per_route: PositiveInt = 200
-    quota: dict[str, PositiveInt] = field(default_factory=dict)
+    quota: Literal["auto"] | dict[str, NonNegativeInt] = field(default_factory=dict)
     merged: PositiveInt = 400
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     exposure_days: PositiveFloat = 7.0

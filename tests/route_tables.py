@@ -23,3 +23,11 @@ def ask(route: ModuleType, folder: Path, taken: Snapshot, requests: pl.DataFrame
     if "user" not in taken.history.columns:
         taken = replace(taken, history=pl.DataFrame(schema=HISTORY))
     return route.load(folder, taken.store).recall(Requests.of(taken, requests), k).frame(requests["request"])
+
+
+def engaged(taken: list[tuple[int, int]], available: list[int]) -> Snapshot:
+    """A snapshot of what was taken, as (user, item), oldest first."""
+    rows = [(user, item, time) for time, (user, item) in enumerate(taken)]
+    history = pl.DataFrame(rows, schema=HISTORY, orient="row").sort("user", "time")
+    items = pl.DataFrame({"item": available}, schema={"item": pl.Int32})
+    return Snapshot(len(rows), history, history, items, store=None)  # type: ignore[arg-type]

@@ -13,6 +13,8 @@ TINY = {
     "scale": {"events": 3_000, "days": 6, "parts": 2},
     "recall": {"users": 400, "items": 250, "impressions": 8_000},
     "ann": {"vectors": 2_000, "queries": 20, "k": 10},
+    "item_cf": {"interactions": 5_000, "users": 300, "items": 200},
+    "swing": {"interactions": 5_000, "users": 300, "items": 200},
     "merge": {"requests": 20},
 }
 

@@ -48,12 +48,14 @@ def run(
     moment: str = "test",
     settings: config.Recall = SETTINGS,
     requests: int = 500,
+    validation: Path | None = None,
 ) -> tuple[dict[str, float], dict[str, pl.DataFrame]]:
     out.mkdir(exist_ok=True)
     metrics = candidates.recall(
         features,
         {"two_tower": model},
-        out,
+        validation,
+        out=out,
         moment=moment,
         settings=settings,
         positive="click",
@@ -214,6 +216,34 @@ def test_an_unknown_route_and_an_empty_slice_are_named(features: Path, model: Pa
     change_log(features, tmp_path, lambda day: day.with_columns(click=pl.lit(0, pl.Int8)))
     with pytest.raises(InputError, match=r"no row of the test slice has click = 1; lengthen split.test_days"):
         candidates.requests_of(replace(store, folder=tmp_path), "test", "click", TASKS, 10)
+
+
+def test_automatic_quotas_are_chosen_on_the_validation_slice(features: Path, model: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, quota="auto")
+    candidates.check(settings)
+    run(features, model, tmp_path / "validation", "validation", settings)
+    chosen = json.loads((tmp_path / "validation" / "quota.json").read_text())
+    assert set(chosen) <= set(SETTINGS.routes)
+    (tmp_path / "validation" / "quota.json").write_text(json.dumps({"hot": 0, "item_cf": 2}))
+    _, tables = run(features, model, tmp_path / "test", "test", settings, validation=tmp_path / "validation")
+    expected = snake_merge(tables["candidates"], SETTINGS.routes, size=30, quota={"hot": 0, "item_cf": 2})
+    assert tables["merged"].equals(expected)
+
+
+def test_the_worth_of_a_route_is_what_is_lost_without_it(tested: tuple[Path, dict[str, float]]) -> None:
+    _, metrics = tested
+    values, found, positives = read(tested, "value"), read(tested, "candidates"), read(tested, "positives")
+    for route in SETTINGS.routes:
+        others = found.filter(pl.col("route") != route)
+        lost = metrics["recall_union"] - candidates.recall_of(positives, others)
+        assert metrics[f"worth_union_{route}"] == pytest.approx(lost)
+        left = snake_merge(found, [name for name in SETTINGS.routes if name != route], size=30)
+        short = metrics["recall_merged"] - candidates.recall_of(positives, left)
+        assert metrics[f"worth_merge_{route}"] == pytest.approx(short, abs=0.02)
+    by_domain = values.filter(pl.col("domain") != "all", of="union", route="hot")
+    mean = (by_domain["difference"] * by_domain["requests"]).sum() / by_domain["requests"].sum()
+    assert mean == pytest.approx(metrics["worth_union_hot"])
+    assert metrics["quota_gain_20"] == metrics["quota_gain_30"] == 0
 
 
 def test_a_log_with_unknown_users(features: Path, model: Path, tmp_path: Path) -> None:

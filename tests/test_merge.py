@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+from types import ModuleType
+
+import numpy as np
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.recall.merge import snake_merge
+from pipeline.recall import merge, route
+from pipeline.recall.merge import limits_of, packed, snake, snake_merge
+from pipeline.recall.route import NOTHING, Found
 
 
 def frame(*requests: dict[str, list[int]]) -> pl.DataFrame:
@@ -53,6 +59,10 @@ def test_beyond_its_quota_a_route_waits_for_the_others() -> None:
     assert merged({"a": [1, 2, 3], "b": [4, 5, 6]}, size=4, a=1) == [1, 4, 5, 6]
 
 
+def test_a_route_with_a_quota_of_0_only_fills_up() -> None:
+    assert merged({"a": [1, 2], "b": [3, 1, 4]}, b=0) == [1, 2, 3, 4]
+
+
 def test_order_is_priority() -> None:
     both = frame({"a": [1], "b": [2]})
     assert snake_merge(both, ["b", "a"], size=2)["item"].to_list() == [2, 1]
@@ -77,7 +87,7 @@ lists = st.fixed_dictionaries({name: st.lists(st.integers(1, 12), unique=True, m
 @given(
     st.lists(lists, min_size=1, max_size=3),
     st.integers(1, 20),
-    st.dictionaries(st.sampled_from("abc"), st.integers(1, 5)),
+    st.dictionaries(st.sampled_from("abc"), st.integers(0, 5)),
 )
 def test_agrees_with_a_loop(requests: list[dict[str, list[int]]], size: int, quota: dict[str, int]) -> None:
     result = snake_merge(frame(*requests), ["a", "b", "c"], size=size, quota=quota)
@@ -94,3 +104,33 @@ def test_a_request_is_merged_alike_alone_and_in_company(requests: list[dict[str,
     for number in range(len(requests)):
         alone = frame(*requests).filter(pl.col("request") == number)
         assert snake_merge(alone, ["a", "b", "c"], size=9).equals(together.filter(pl.col("request") == number))
+
+
+@settings(deadline=None)
+@given(st.lists(lists, min_size=1, max_size=3), st.integers(1, 20))
+def test_what_routes_found_online_is_merged_as_the_table_is(requests: list[dict[str, list[int]]], size: int) -> None:
+    found = []
+    for name in "abc":
+        items = np.full((len(requests), 8), NOTHING, np.int32)
+        for row, routes in zip(items, requests, strict=True):
+            row[: len(routes[name])] = routes[name]
+        found.append(Found(items, np.zeros(items.shape, np.float32)))
+    request, item, place, rank = packed(found)
+    kept, position = snake(request, item, place, rank, limits=limits_of("abc", {"b": 2}), size=size)
+    table = snake_merge(frame(*requests), ["a", "b", "c"], size=size, quota={"b": 2})
+    assert request[kept].tolist() == table["request"].to_list()
+    assert item[kept].tolist() == table["item"].to_list()
+    assert position.tolist() == table["position"].to_list()
+    assert ["abc"[one] for one in place[kept]] == table["route"].to_list()
+    assert rank[kept].tolist() == table["rank"].to_list()
+
+
+@pytest.mark.parametrize(("module", "name", "value"), [(merge, "AT_ONCE", 7), (route, "KEY_BITS", 3)])
+def test_neither_pieces_nor_numbers_too_wide_for_one_key_matter(
+    module: ModuleType, name: str, value: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+    many = [{route: generator.permutation(30)[:12].tolist() for route in "abc"} for _ in range(20)]
+    expected = snake_merge(frame(*many), ["a", "b", "c"], size=9, quota={"a": 3})
+    monkeypatch.setattr(module, name, value)
+    assert snake_merge(frame(*many), ["a", "b", "c"], size=9, quota={"a": 3}).equals(expected)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.bench import ann, features, loader, merge, recall, scale, train
+from pipeline.bench import ann, features, loader, merge, recall, scale, similar_items, train
 
 Bench = tuple[Callable[..., dict[str, float]], dict[str, Any]]
 
@@ -16,5 +16,7 @@ BENCHES: dict[str, Bench] = {
     "scale": (scale.bench, {"events": 50_000, "days": 10, "parts": 2}),
     "recall": (recall.bench, {"users": 2_000, "impressions": 30_000}),
     "ann": (ann.bench, {"vectors": 20_000}),
+    "item_cf": (similar_items.bench_item_cf, {"interactions": 100_000}),
+    "swing": (similar_items.bench_swing, {"interactions": 100_000}),
     "merge": (merge.bench, {"requests": 200}),
 }

@@ -1,22 +1,29 @@
-"""The snake merge: candidates a second, against a plain loop with equal output."""
+"""The snake merge: a batch of many requests and one request alone, against a plain loop with equal output."""
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from pipeline.bench.measure import seconds
-from pipeline.recall.merge import snake_merge
+from pipeline.recall.merge import NO_LIMIT, packed, snake, snake_merge
+from pipeline.recall.route import Found
 from pipeline.recall.snapshot import CANDIDATES
+
+CATALOGUE = 5_000
+COMPARED = 500
+ONE_ROUTES, ONE_PER_ROUTE = 10, 500
 
 
 def bench(
-    requests: int = 2_000, routes: int = 4, per_route: int = 200, size: int = 400, seed: int = 0
+    requests: int = 8_000, routes: int = 10, per_route: int = 200, size: int = 400, seed: int = 0
 ) -> dict[str, float]:
+    """`requests` × `routes` × `per_route` candidates at once; and one request of 10 routes × 500, from what the routes
+    found to the merged list."""
     generator = np.random.default_rng(seed)
     names = [f"route_{number}" for number in range(routes)]
-    lists = generator.permuted(np.tile(np.arange(5_000, dtype=np.int32), (requests * routes // 20, 1)), axis=1)
-    items = np.tile(lists[:, :per_route], (21, 1))[: requests * routes]
+    items = _lists(generator, requests * routes, per_route)
     frame = pl.DataFrame(
         {
             "request": np.repeat(np.arange(requests), routes * per_route),
@@ -26,25 +33,42 @@ def bench(
             "score": np.zeros(requests * routes * per_route, np.float32),
         }
     ).cast(CANDIDATES)  # type: ignore[arg-type]
-    by_request = items.reshape(requests, routes, per_route).tolist()
+    compared = min(requests, COMPARED)
+    by_request = items.reshape(requests, routes, per_route)[:compared].tolist()
 
     def ours() -> pl.DataFrame:
-        return snake_merge(frame, names, size=size, quota={})
+        return snake_merge(frame, names, size=size)
 
     def loop() -> list[list[int]]:
         return [_loop(lists, size) for lists in by_request]
 
-    merged = ours().group_by("request", maintain_order=True).agg("item")["item"].to_list()
-    if merged != loop():
+    merged = ours().filter(pl.col("request") < compared)
+    if merged.group_by("request", maintain_order=True).agg("item")["item"].to_list() != loop():
         raise AssertionError("the merge and the loop disagree")
-    own, rival = seconds(ours), seconds(loop)
-    one = frame.filter(pl.col("request") == 0)
+    own, rival = seconds(ours), seconds(loop) * requests / compared
+
+    alone = [
+        Found(one[None], np.zeros((1, ONE_PER_ROUTE), np.float32))
+        for one in _lists(generator, ONE_ROUTES, ONE_PER_ROUTE)
+    ]
+    limits = np.full(ONE_ROUTES, NO_LIMIT)
+    one = seconds(lambda: snake(*packed(alone), limits=limits, size=size), runs=200)
     return {
         "candidates": len(frame),
+        "seconds": own,
         "candidates_per_second": len(frame) / own,
         "ratio_to_loop": rival / own,
-        "one_request_ms": 1e3 * seconds(lambda: snake_merge(one, names, size=size, quota={}), runs=20),
+        "one_request_ms": 1e3 * one,
     }
+
+
+def _lists(generator: np.random.Generator, count: int, length: int) -> npt.NDArray[np.int32]:
+    """`count` lists (count, length) of items without repeats, from a few shuffles of the catalogue."""
+    shuffles = generator.permuted(np.tile(np.arange(CATALOGUE, dtype=np.int32), (200, 1)), axis=1)
+    begin = generator.integers(0, CATALOGUE, count)
+    column = (begin[:, None] + np.arange(length)) % CATALOGUE
+    lists: npt.NDArray[np.int32] = shuffles[generator.integers(0, len(shuffles), count)[:, None], column]
+    return lists
 
 
 def _loop(lists: list[list[int]], size: int) -> list[int]:

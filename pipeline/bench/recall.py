@@ -26,7 +26,7 @@ def bench(users: int = 20_000, items: int = 5_000, impressions: int = 300_000, s
         found = candidates.recall(
             features,
             {"two_tower": tower},
-            out,
+            out=out,
             moment="test",
             settings=settings,
             positive="click",

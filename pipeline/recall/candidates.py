@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,7 @@ from pipeline import config
 from pipeline.features.store import FeatureStore
 from pipeline.lake import InputError, write_json
 from pipeline.progress import progress
-from pipeline.recall import exposure, fresh, hot, item_cf, two_tower
+from pipeline.recall import exposure, fresh, hot, item_cf, swing, two_tower, user_cf, value
 from pipeline.recall.merge import snake_merge
 from pipeline.recall.route import Requests
 from pipeline.recall.snapshot import Snapshot, take
@@ -24,16 +25,20 @@ ROUTES: dict[str, ModuleType] = {
     "hot": hot,
     "fresh": fresh,
     "item_cf": item_cf,
+    "user_cf": user_cf,
+    "swing": swing,
     "two_tower": two_tower,
 }
 
 FOLD_SALT = 1
+QUOTA = "quota.json"
 GIVEN = ("model", "positive", "seed", "log", "checkpoints")
 
 
 def check(settings: config.Recall) -> None:
     """Raise `InputError` for a route that does not exist and for an option that a route does not have."""
-    for key, named in (("routes", settings.routes), ("quota", settings.quota), ("options", settings.options)):
+    quota = {} if settings.quota == "auto" else settings.quota
+    for key, named in (("routes", settings.routes), ("quota", quota), ("options", settings.options)):
         if unknown := [route for route in named if route not in ROUTES]:
             raise InputError(f"recall.{key}: {unknown[0]!r} is unknown; there are {', '.join(ROUTES)}")
     for route, given in settings.options.items():
@@ -63,8 +68,9 @@ def keywords(route: str, function: str) -> list[str]:
 def recall(
     features: Path,
     models: dict[str, Path],
-    out: Path,
+    validation: Path | None = None,
     *,
+    out: Path,
     moment: str,
     settings: config.Recall,
     positive: str,
@@ -75,10 +81,11 @@ def recall(
     its start.
 
     Writes requests, positives, candidates (of each route, after the exposure filter), exposed (what the filter took),
-    merged and funnel.json, and each route's own folder. Returns recall and sizes per route, of their union and of
-    the merge.
+    merged, value (what each route is worth), quota.json and funnel.json, and each route's own folder. Returns recall
+    and sizes per route, of their union and of the merge.
 
-    `models` holds the folders of the routes that are trained.
+    `models` holds the folders of the routes that are trained. Automatic quotas are those of the folder `validation`,
+    and chosen here where there is none.
 
     Raises `InputError` for a slice without a positive.
     """
@@ -91,7 +98,23 @@ def recall(
 
     recalled = flag(ask(snapshot, asked, lately, models, out, settings), asked, shown)
     candidates = refill(recalled, settings.per_route)
-    merged = snake_merge(candidates, settings.routes, size=settings.merged, quota=settings.quota)
+    judged = value.Judged.of(candidates, positives, settings.routes)
+    if settings.quota != "auto":
+        quota = settings.quota
+    elif validation:
+        quota = json.loads((validation / QUOTA).read_text())
+    else:
+        size = {"per_route": settings.per_route, "size": settings.merged}
+        quota = value.best_quotas(candidates, positives, settings.routes, **size)
+    write_json(out / QUOTA, quota)
+    merged = snake_merge(candidates, settings.routes, size=settings.merged, quota=quota)
+    told = [(store.schema.domains[domain] if domain >= 0 else "unknown") for domain in asked["domain"].to_list()]
+    users = asked["user"].to_numpy()
+    values = value.route_values(judged, settings.routes, quota, settings.merged, users, told)
+    gains = {
+        depth: value.quota_gain(judged, settings.routes, quota, depth, users)
+        for depth in sorted({min(settings.per_route, settings.merged), settings.merged})
+    }
     exposed_positives = flag(positives, asked, shown).filter("exposed").select("request", "item")
     exposed = pl.concat([recalled.filter("exposed").select("request", "item"), exposed_positives])
     for name, table in {
@@ -100,6 +123,7 @@ def recall(
         "candidates": candidates,
         "exposed": exposed.unique().sort("request", "item"),
         "merged": merged,
+        "value": values,
     }.items():
         table.write_parquet(out / f"{name}.parquet", compression="zstd", statistics=False)
 
@@ -109,6 +133,13 @@ def recall(
         **{f"recall_{route}": recall_of(positives, of_route(candidates, route)) for route in settings.routes},
         "recall_union": recall_of(positives, candidates),
         "recall_merged": recall_of(positives, merged),
+        **{f"quota_gain_{depth}": gain.mean for depth, gain in gains.items()},
+        **{f"quota_gain_{depth}_low": gain.low for depth, gain in gains.items()},
+        **{f"quota_gain_{depth}_high": gain.high for depth, gain in gains.items()},
+        **{
+            f"worth_{of}_{route}": worth
+            for of, route, worth in values.filter(domain="all").select("of", "route", "difference").iter_rows()
+        },
         "union": candidates.select(pl.struct("request", "item").n_unique()).item() / len(asked),
         "merged": len(merged) / len(asked),
         "exposed_positives": len(exposed_positives),
