@@ -90,38 +90,3 @@ def test_keys_do_not_change_between_runs() -> None:
 
 
 pairs = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), max_size=40)
-
-
-@settings(deadline=None)
-@given(pairs, st.data())
-def test_what_was_removed_takes_nothing_else_with_it(added: list[tuple[int, int]], data: st.DataObject) -> None:
-    """However full the filter is, and however often a pair was added."""
-    removed = data.draw(st.lists(st.sampled_from(range(len(added))), unique=True) if added else st.just([]))
-    filter_ = exposure.Counting.empty(5, 0.3)
-    filter_.add(*np.array(added, np.int64).reshape(-1, 2).T)
-    filter_.remove(*np.array([added[one] for one in removed], np.int64).reshape(-1, 2).T)
-    left = [pair for place, pair in enumerate(added) if place not in removed]
-    assert filter_.contains(*np.array(left, np.int64).reshape(-1, 2).T).all()
-    filter_.remove(*np.array(left, np.int64).reshape(-1, 2).T)
-    assert not filter_.counters.any()
-
-
-def test_a_counter_that_is_full_never_counts_down() -> None:
-    filter_ = exposure.Counting.empty(10, 0.01)
-    one = np.ones(300, np.int64)
-    filter_.add(one, one)
-    filter_.remove(one[:299], one[:299])
-    assert filter_.contains(one[:1], one[:1]).tolist() == [True]
-
-
-def test_false_positives_of_the_counting_filter() -> None:
-    generator = np.random.default_rng(0)
-    users, items = np.divmod(generator.choice(10**8, 60_000, replace=False), 10**4)
-    filter_ = exposure.Counting.empty(20_000, 0.01)
-    filter_.add(users[:40_000], items[:40_000])
-    filter_.remove(users[:20_000], items[:20_000])
-    assert filter_.contains(users[20_000:40_000], items[20_000:40_000]).all()
-    strangers = filter_.contains(users[40_000:], items[40_000:]).mean()
-    gone = filter_.contains(users[:20_000], items[:20_000]).mean()
-    assert 0.005 < strangers < 0.015
-    assert 0.005 < gone < 0.015

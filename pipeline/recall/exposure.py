@@ -5,27 +5,21 @@ would, since the user is part of the key, and it takes room for the impressions 
 that a user may have. Each day the oldest window is dropped. Each window has room for the impressions of all, so that
 they can be asked at once, as their union. No shown pair is ever missed; one that was not shown is taken for one at
 about the rate `error` while the windows together hold no more than `capacity` pairs.
-
-What was sent and may yet turn out not to have been seen is held by `Counting`, from which it can be removed.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from operator import or_
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 from rbloom import Bloom
 
 from pipeline.recall.snapshot import DAY, Snapshot
-
-FULL = 255
 
 
 @dataclass(frozen=True)
@@ -69,51 +63,6 @@ class Exposure:
         (folder / "exposure.json").write_text(json.dumps(told))
         for number, window in enumerate(self.windows):
             (folder / f"exposure_{number}.bloom").write_bytes(window.save_bytes())
-
-
-@dataclass(frozen=True)
-class Counting:
-    """A counting Bloom filter of (user, item) pairs (Fan, Cao, Almeida & Broder, 2000), from which pairs that were
-    added can be removed: no pair still in it is ever missed.
-
-    `counters` (M,) stop at 255 and then never count down: a pair added more often stays. That is why this is not a
-    library's: those there are for Python count down what had overflowed, or do not count what they take for known, and
-    then miss what is in them.
-    """
-
-    counters: npt.NDArray[np.uint8]
-    hashes: int
-
-    @classmethod
-    def empty(cls, capacity: int, error: float) -> Counting:
-        """For `capacity` pairs, others being taken for one of them at about the rate `error`."""
-        size = math.ceil(-capacity * math.log(error) / math.log(2) ** 2)
-        return cls(np.zeros(size, np.uint8), max(1, round(size / capacity * math.log(2))))
-
-    def contains(self, users: np.ndarray, items: np.ndarray) -> npt.NDArray[np.bool_]:
-        """Which of N pairs are there: a mask (N,)."""
-        there = np.ones(len(users), np.bool_)
-        for place in self._places(users, items):
-            there &= self.counters[place] > 0
-        return there
-
-    def add(self, users: np.ndarray, items: np.ndarray) -> None:
-        places, counts = np.unique(np.concatenate(self._places(users, items)), return_counts=True)
-        self.counters[places] = np.minimum(self.counters[places] + counts, FULL)
-
-    def remove(self, users: np.ndarray, items: np.ndarray) -> None:
-        """Remove N pairs, each as often as it is named; all must have been added as often."""
-        places, counts = np.unique(np.concatenate(self._places(users, items)), return_counts=True)
-        held = self.counters[places]
-        self.counters[places] = np.where(held == FULL, FULL, np.maximum(held - counts, 0))
-
-    def _places(self, users: np.ndarray, items: np.ndarray) -> list[npt.NDArray[np.uint64]]:
-        """Double hashing (Kirsch & Mitzenmacher, 2006) by the halves of a pair's key."""
-        first, second = np.divmod(pair_keys(users, items), np.uint64(2**32))
-        return [
-            (first + np.uint64(number) * (second | np.uint64(1))) % np.uint64(len(self.counters))
-            for number in range(self.hashes)
-        ]
 
 
 def load(folder: Path) -> Exposure:
