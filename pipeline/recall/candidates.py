@@ -15,7 +15,7 @@ from pipeline import config
 from pipeline.features.store import SLICES, FeatureStore
 from pipeline.lake import InputError, write_json
 from pipeline.progress import progress
-from pipeline.recall import exposure, fresh, hot, item_cf, two_tower
+from pipeline.recall import ease, exposure, fresh, graph_filter, hot, item_cf, markov, slit, two_tower
 from pipeline.recall.merge import snake_merge
 from pipeline.recall.route import Requests
 from pipeline.recall.snapshot import Snapshot, take
@@ -25,6 +25,10 @@ ROUTES: dict[str, ModuleType] = {
     "fresh": fresh,
     "item_cf": item_cf,
     "two_tower": two_tower,
+    "graph_filter": graph_filter,
+    "ease": ease,
+    "markov": markov,
+    "slit": slit,
 }
 
 FOLD_SALT = 1
