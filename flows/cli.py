@@ -158,15 +158,25 @@ def schedule(
 @app.command()
 def bench(
     name: Annotated[str, typer.Argument(help="A benchmark, or `all`.")],
-    options: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Sizes and seeds.")] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Sizes and seeds; of `recall` also a published split."),
+    ] = None,
     small: Annotated[bool, typer.Option("--small", help="Small sizes, for a quick look.")] = False,
 ) -> None:
     """Measure what the README states: a table, then one JSON object of numbers as the last line."""
-    from pipeline.bench import BENCHES
+    from pipeline.bench import BENCHES, splits
     from pipeline.bench.measure import show
 
     if name not in (*BENCHES, "all"):
         raise InputError(f"{name!r} is no benchmark; it is one of all, {', '.join(BENCHES)}")
+    if name == "recall" and options and "=" not in options[0]:
+        if options[0] not in splits.SPLITS or len(options) > 1 or small:
+            raise InputError(
+                f"{' '.join(options)!r} is no published split; give one of {', '.join(splits.SPLITS)}, alone"
+            )
+        show(options[0], splits.bench(options[0]))
+        return
     parts = [option.partition("=") for option in options or []]
     given: dict[str, Any] = {key: int(value) if value.isdigit() else value for key, _, value in parts}
     figures: dict[str, float] = {}

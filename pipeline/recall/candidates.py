@@ -16,7 +16,20 @@ from pipeline import config
 from pipeline.features.store import FeatureStore
 from pipeline.lake import InputError, write_json
 from pipeline.progress import progress
-from pipeline.recall import exposure, fresh, hot, item_cf, swing, two_tower, user_cf, value
+from pipeline.recall import (
+    ease,
+    exposure,
+    fresh,
+    graph_filter,
+    hot,
+    item_cf,
+    markov,
+    slit,
+    swing,
+    two_tower,
+    user_cf,
+    value,
+)
 from pipeline.recall.merge import snake_merge
 from pipeline.recall.route import Requests
 from pipeline.recall.snapshot import Snapshot, take
@@ -28,6 +41,10 @@ ROUTES: dict[str, ModuleType] = {
     "user_cf": user_cf,
     "swing": swing,
     "two_tower": two_tower,
+    "graph_filter": graph_filter,
+    "ease": ease,
+    "markov": markov,
+    "slit": slit,
 }
 
 FOLD_SALT = 1

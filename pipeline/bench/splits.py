@@ -1,0 +1,262 @@
+"""Recall on published splits: every route alone, and their union ranked, by full ranking without the items of training.
+
+Nothing is chosen on test. Of train a slice is held out; routes fitted on the rest are compared there, the options of
+each that rank it best are kept, and a LambdaMART model learns to rank their candidates on part of the slice's users,
+stopped on the others. Then the routes are fitted again on all of train, and test is looked at once.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import lightgbm as lgb
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.evaluation.metrics import ndcg_at, recall_at
+from pipeline.recall import ease, graph_filter, item_cf, markov, slit
+from pipeline.recall.route import NOTHING, Found, Requests, best
+from pipeline.recall.snapshot import Snapshot
+from pipeline.sources import lists
+from pipeline.sources.kuairand import DEFAULT_DATA
+
+Options = dict[str, Any]
+Parts = tuple[pl.DataFrame, pl.DataFrame]
+
+BATCH = 1_000
+SHARE = 0.2
+STOP_SHARE = 0.3
+ROUNDS, PATIENCE = 400, 30
+RANKER = {
+    "objective": "lambdarank",
+    "learning_rate": 0.1,
+    "num_leaves": 31,
+    "min_data_in_leaf": 100,
+    "deterministic": True,
+    "force_row_wise": True,
+    "verbose": -1,
+    "seed": 0,
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """A published split: how to read what is known and what is asked, for choosing and for test; the metrics' depth;
+    how many candidates a route gives; and of each route the options that are tried."""
+
+    choose: Callable[[Path], Parts]
+    test: Callable[[Path], Parts]
+    cutoff: int
+    depth: int
+    routes: dict[str, tuple[ModuleType, tuple[Options, ...]]]
+
+
+def bench(name: str) -> dict[str, float]:
+    """Print what is chosen and reached, and return the figures: of the route that is best on the slice, and of the
+    union.
+
+    Raises `InputError` where the split's files are missing; `$REC_DATA` is their folder.
+    """
+    split, data = SPLITS[name], Path(os.environ.get("REC_DATA", DEFAULT_DATA))
+    known, asked = split.choose(data)
+    answers: dict[str, Found] = {}
+    chosen: dict[str, Options] = {}
+    reached: dict[str, tuple[float, float]] = {}
+    table = _table(f"{name}: chosen on a slice of train, {len(asked)} pairs", split)
+    for route, (module, tried) in split.routes.items():
+        for options in tried:
+            begun = time.perf_counter()
+            found = answer(module, options, known, asked, split.depth)
+            figures = judge(found, asked, split.cutoff)
+            _row(table, route, options, figures, time.perf_counter() - begun)
+            if route not in reached or figures[1] > reached[route][1]:
+                answers[route], chosen[route], reached[route] = found, options, figures
+    single = max(reached, key=lambda route: reached[route][1])
+    ranker = learn(candidates(list(answers.values()), known, asked), asked, split.cutoff)
+    Console(width=100).print(table)
+
+    known, asked = split.test(data)
+    table = _table(f"{name}: test, routes fitted on all of train", split)
+    answers, tested = {}, {}
+    for route, options in chosen.items():
+        begun = time.perf_counter()
+        answers[route] = answer(split.routes[route][0], options, known, asked, split.depth)
+        tested[route] = judge(answers[route], asked, split.cutoff)
+        _row(table, route, options, tested[route], time.perf_counter() - begun)
+    union = judge(rank(ranker, candidates(list(answers.values()), known, asked), split.cutoff), asked, split.cutoff)
+    table.add_row("union, ranked", f"{ranker.current_iteration()} trees", *(f"{value:.4f}" for value in union), "")
+    Console(width=100).print(table, f"best single route on the slice: {single}", sep="\n")
+    return {
+        f"{name}_{which}_{metric}@{split.cutoff}": value
+        for which, figures in (("single", tested[single]), ("union", union))
+        for metric, value in zip(("recall", "ndcg"), figures, strict=True)
+    }
+
+
+def answer(module: ModuleType, options: Options, known: pl.DataFrame, asked: pl.DataFrame, k: int) -> Found:
+    """What a route fitted on `known` (user, item, position) answers to each user of `asked`, in ascending order."""
+    history = known.sort("user", "position").select("user", "item", time=pl.col("position").cast(pl.Int64))
+    items = known.select(pl.col("item").unique().sort())
+    moment = int(history["time"].to_numpy().max(initial=0)) + 1
+    taken = Snapshot(moment, history, history, items, store=None)  # type: ignore[arg-type]  # routes without features
+    users = asked.select(pl.col("user").unique().sort(), domain=pl.lit(0))
+    with tempfile.TemporaryDirectory(prefix="recfunnel-bench-") as folder:
+        module.fit(taken, Path(folder), **options)
+        route = module.load(Path(folder), None)
+        parts = [
+            route.recall(Requests.of(taken, users[first : first + BATCH]), k) for first in range(0, len(users), BATCH)
+        ]
+    width = max(part.items.shape[1] for part in parts)
+    gaps = [((0, 0), (0, width - part.items.shape[1])) for part in parts]
+    return Found(
+        np.concatenate(
+            [np.pad(part.items, gap, constant_values=NOTHING) for part, gap in zip(parts, gaps, strict=True)]
+        ),
+        np.concatenate([np.pad(part.scores, gap) for part, gap in zip(parts, gaps, strict=True)]),
+    )
+
+
+def judge(found: Found, asked: pl.DataFrame, cutoff: int) -> tuple[float, float]:
+    """Recall and NDCG at `cutoff`, means over the users of `asked`; row r of `found` is the r-th of them, ascending."""
+    request = asked["user"].rank("dense").to_numpy().astype(np.int64) - 1
+    same = found.items[request, :cutoff] == asked["item"].to_numpy()[:, None]
+    place = np.where(same.any(axis=1), same.argmax(axis=1) + 1.0, np.inf)
+    count = len(found.items)
+    return (
+        float(recall_at(place, request, count, cutoff).mean()),
+        float(ndcg_at(place, request, count, cutoff).mean()),
+    )
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The routes' items, each once for a request, sorted by request: what a ranker sees of N of them.
+
+    `features` (N, 3 · routes + 2): of each route the score as a share of the request's best, the score's logarithm,
+    and 1 / rank, all 0 where the route lacks the item; then the logarithms of the item's and of the user's events.
+    """
+
+    request: npt.NDArray[np.int64]
+    item: npt.NDArray[np.int64]
+    features: npt.NDArray[np.float32]
+
+
+def candidates(answers: list[Found], known: pl.DataFrame, asked: pl.DataFrame) -> Candidates:
+    users = asked["user"].unique().sort().to_numpy()
+    size = int(known["item"].to_numpy().max(initial=0)) + 1
+    flat = [np.nonzero(found.items != NOTHING) for found in answers]
+    keys = [row * size + found.items[row, column] for found, (row, column) in zip(answers, flat, strict=True)]
+    pairs = np.unique(np.concatenate(keys))
+    request, item = np.divmod(pairs, size)
+    features = np.zeros((len(pairs), 3 * len(answers) + 2), np.float32)
+    for number, (found, (row, column), own) in enumerate(zip(answers, flat, keys, strict=True)):
+        place, score = np.searchsorted(pairs, own), found.scores[row, column]
+        features[place, 3 * number] = score / found.scores[row, 0]
+        features[place, 3 * number + 1] = np.log(score)
+        features[place, 3 * number + 2] = 1 / (1 + column)
+    by_user = np.bincount(known["user"].to_numpy(), minlength=int(users.max(initial=0)) + 1)
+    features[:, -2] = np.log1p(np.bincount(known["item"].to_numpy(), minlength=size))[item]
+    features[:, -1] = np.log1p(by_user[users])[request]
+    return Candidates(request, item, features)
+
+
+def learn(found: Candidates, asked: pl.DataFrame, cutoff: int) -> lgb.Booster:
+    """A LambdaMART ranker of candidates, stopped by NDCG at `cutoff` of users that it does not learn from."""
+    request = asked["user"].rank("dense").to_numpy().astype(np.int64) - 1
+    size = max(int(found.item.max(initial=0)), int(asked["item"].to_numpy().max(initial=0))) + 1
+    label = np.isin(found.request * size + found.item, request * size + asked["item"].to_numpy())
+    hit = np.bincount(found.request, label, minlength=int(request.max()) + 1) > 0
+    stops = np.random.default_rng(0).random(len(hit)) < STOP_SHARE
+    sets = []
+    for users in (hit & ~stops, hit & stops):
+        own = users[found.request]
+        groups = np.bincount(found.request[own], minlength=len(hit))
+        sets.append(lgb.Dataset(found.features[own], label[own], group=groups[groups > 0], free_raw_data=False))
+    sets[1].reference = sets[0]
+    settings = {**RANKER, "lambdarank_truncation_level": cutoff + 10, "eval_at": [cutoff], "metric": "ndcg"}
+    return lgb.train(
+        settings, sets[0], ROUNDS, valid_sets=sets[1:], callbacks=[lgb.early_stopping(PATIENCE, verbose=False)]
+    )
+
+
+def rank(ranker: lgb.Booster, found: Candidates, cutoff: int) -> Found:
+    """The best `cutoff` candidates of each request by the ranker."""
+    score = np.asarray(ranker.predict(found.features))
+    return best(found.request, found.item, score, requests=int(found.request.max(initial=-1)) + 1, k=cutoff)
+
+
+def gowalla(data: Path) -> Parts:
+    train, test = lists.pairs(data / "gowalla")
+    return _from_one(train), _from_one(test)
+
+
+def part_of_gowalla(data: Path) -> Parts:
+    """A random fifth of each user's pairs of train, held out from the others."""
+    train, _ = gowalla(data)
+    drawn = train.with_columns(draw=pl.Series(np.random.default_rng(0).random(len(train))))
+    held_out = pl.col("draw").rank().over("user") <= (SHARE * pl.len().over("user")).round()
+    return drawn.filter(~held_out).drop("draw"), drawn.filter(held_out).drop("draw")
+
+
+def beauty(data: Path) -> Parts:
+    return lists.leave_out(lists.sequences(data / "amazon-beauty" / "Beauty.txt"), 1)
+
+
+def part_of_beauty(data: Path) -> Parts:
+    """The last event but one of each user, held out from those before it."""
+    return lists.leave_out(lists.sequences(data / "amazon-beauty" / "Beauty.txt"), 2)
+
+
+def _from_one(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Users and items numbered from 1, since 0 is the unknown one."""
+    return pairs.with_columns(pl.col("user") + 1, pl.col("item") + 1)
+
+
+def _table(title: str, split: Split) -> Table:
+    table = Table("route", "options", f"recall@{split.cutoff}", f"NDCG@{split.cutoff}", "seconds", title=title)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    return table
+
+
+def _row(table: Table, route: str, options: Options, figures: tuple[float, float], seconds: float) -> None:
+    told = " ".join(f"{name}={value}" for name, value in options.items())
+    table.add_row(route, told, *(f"{value:.4f}" for value in figures), f"{seconds:.0f}")
+
+
+SPLITS: dict[str, Split] = {
+    "gowalla": Split(
+        part_of_gowalla,
+        gowalla,
+        cutoff=20,
+        depth=100,
+        routes={
+            "item_cf": (item_cf, ({"neighbours": 200},)),
+            "graph_filter": (graph_filter, ({"popularity": 0.3}, {"popularity": 0.2})),
+            "ease": (ease, ({"most_taken": 41_000, "ridge": 10.0},)),
+        },
+    ),
+    "beauty": Split(
+        part_of_beauty,
+        beauty,
+        cutoff=10,
+        depth=100,
+        routes={
+            "item_cf": (item_cf, ({"neighbours": 200},)),
+            "graph_filter": (graph_filter, ({"popularity": 0.2}, {"popularity": 0.3})),
+            "ease": (ease, ({"ridge": 3.0}, {"ridge": 10.0})),
+            "markov": (markov, ({"popularity": 0.2}, {"popularity": 0.1})),
+            "slit": (slit, ({"ridge": 100.0, "popularity": 0.1}, {"ridge": 300.0, "popularity": 0.1})),
+        },
+    ),
+}
