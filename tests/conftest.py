@@ -66,8 +66,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(shared: Path) -> Iterator[str]:
-    """Address of a Prefect server's API."""
-    os.environ["PREFECT_HOME"] = str(shared / "prefect")
+    """Address of the API of a Prefect server, which each worker has for itself: two cannot make one database."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
+    os.environ["PREFECT_HOME"] = str(shared / f"prefect-{worker}")
     from flows.servers import prefect_server
 
     with prefect_server(shared, port=0) as address:

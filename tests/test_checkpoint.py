@@ -170,7 +170,7 @@ def kill_while_writing(folder: Path, count: int) -> None:
 
 
 def test_killed_by_the_system_while_it_writes(tmp_path: Path, unbroken) -> None:  # type: ignore[no-untyped-def]
-    command = [sys.executable, __file__, str(tmp_path), "4"]
+    command = [sys.executable, __file__, str(tmp_path), "4", str(torch.get_num_threads())]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
     assert train(tmp_path)[:2] == unbroken["adamw"][:2]
@@ -178,6 +178,7 @@ def test_killed_by_the_system_while_it_writes(tmp_path: Path, unbroken) -> None:
 
 if __name__ == "__main__":
     place, number = Path(sys.argv[1]), int(sys.argv[2])
+    torch.set_num_threads(int(sys.argv[3]))
     threading.Thread(target=kill_while_writing, args=(place, number), daemon=True).start()
     while True:
         train(place)

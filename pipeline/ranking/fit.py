@@ -101,8 +101,8 @@ def fit(
 
     With `checkpoints`, a folder, how far training is is written there after each epoch and every `every` batches of
     it, and training goes on from what the folder holds: called again with the same arguments after a kill, it logs all
-    epochs again and comes to the same weights, on a CPU bit for bit. `batches` and `validate` then have to depend on
-    nothing but their argument.
+    epochs again and comes to the same weights, on a CPU with as many threads bit for bit. `batches` and `validate` then
+    have to depend on nothing but their argument.
 
     Raises `FloatingPointError` when the loss is no longer finite, and `ValueError` when the folder holds checkpoints of
     a training with other arguments.
