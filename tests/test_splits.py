@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flows import cli
 from pipeline.bench import splits
-from pipeline.bench.splits import Split
+from pipeline.bench.splits import Parts, Split
 from pipeline.recall import item_cf, markov
 from pipeline.recall.route import Found
 from pipeline.sources.lists import COLUMNS
@@ -52,15 +52,16 @@ def test_metrics_agree_with_loops(requests: list[tuple[list[int], int, set[int]]
 def test_candidates_on_paper() -> None:
     one = Found(np.array([[5, 3], [3, -1]], np.int32), np.array([[4.0, 1.0], [2.0, 0.0]], np.float32))
     other = Found(np.array([[3, -1], [-1, -1]], np.int32), np.array([[0.5, 0.0], [0.0, 0.0]], np.float32))
-    known = table([(1, 3, 0), (1, 5, 1), (2, 3, 0)])
-    found = splits.candidates([one, other], known, table([(2, 5, 0), (1, 5, 0)]))
+    fitted = table([(1, 3, 0), (1, 5, 1), (2, 3, 0)])
+    known = table([(1, 3, 0), (1, 5, 1), (2, 3, 0), (2, 4, 1), (2, 6, 2)])
+    found = splits.candidates([one, other], Parts(fitted, known, table([(2, 5, 0), (1, 5, 0)])))
     assert found.request.tolist() == [0, 0, 1]
     assert found.item.tolist() == [3, 5, 3]
     log, log1p = np.log, np.log1p
     expected = [
         [1 / 4, log(1.0), 1 / 2, 1, log(0.5), 1, log1p(2), log1p(2)],
         [1, log(4.0), 1, 0, 0, 0, log1p(1), log1p(2)],
-        [1, log(2.0), 1, 0, 0, 0, log1p(2), log1p(1)],
+        [1, log(2.0), 1, 0, 0, 0, log1p(2), log1p(3)],
     ]
     np.testing.assert_allclose(found.features, expected, rtol=1e-6)
 
@@ -74,9 +75,17 @@ def world(users: int = 400) -> pl.DataFrame:
     return table(rows)
 
 
+def until(position: int) -> Parts:
+    before = world().filter(pl.col("position") < position)
+    return Parts(before, before, world().filter(pl.col("position") == position))
+
+
 PLAN = Split(
-    choose=lambda data: (world().filter(pl.col("position") < 4), world().filter(pl.col("position") == 4)),
-    test=lambda data: (world().filter(pl.col("position") < 5), world().filter(pl.col("position") == 5)),
+    choose=lambda data: until(4),
+    tests={
+        "test": lambda data: Parts(until(4).fitted, until(5).known, until(5).wanted),
+        "later": lambda data: until(5),
+    },
     cutoff=3,
     depth=10,
     routes={
@@ -92,15 +101,11 @@ def test_the_best_route_is_named_and_the_union_is_no_worse(
     monkeypatch.setitem(splits.SPLITS, "rings", PLAN)
     monkeypatch.setattr(splits, "RANKER", {**splits.RANKER, "min_data_in_leaf": 5, "num_threads": 1})
     figures = splits.bench("rings")
-    assert list(figures) == [
-        "rings_single_recall@3",
-        "rings_single_ndcg@3",
-        "rings_union_recall@3",
-        "rings_union_ndcg@3",
-    ]
+    metrics = ["single_recall@3", "single_ndcg@3", "union_recall@3", "union_ndcg@3"]
+    assert list(figures) == [f"{test}_{metric}" for test in ("rings", "rings_later") for metric in metrics]
     assert figures["rings_single_recall@3"] == 1.0
     assert figures["rings_union_ndcg@3"] >= 0.95
-    assert "best single route on the slice: markov" in capsys.readouterr().out
+    assert "markov is the best single route" in capsys.readouterr().out
 
 
 def test_a_fifth_of_each_user_is_held_out(tmp_path: Path) -> None:
@@ -108,11 +113,22 @@ def test_a_fifth_of_each_user_is_held_out(tmp_path: Path) -> None:
     lines = [" ".join(map(str, [user, *range(10 * (user + 1))])) for user in range(4)]
     (tmp_path / "gowalla" / "train.txt").write_text("\n".join(lines))
     (tmp_path / "gowalla" / "test.txt").write_text("0 99\n")
-    known, asked = splits.part_of_gowalla(tmp_path)
-    assert asked["user"].value_counts().sort("user").rows() == [(user + 1, 2 * (user + 1)) for user in range(4)]
-    assert len(known) + len(asked) == 100
-    assert known.join(asked, on=["user", "item"]).is_empty()
-    assert splits.gowalla(tmp_path)[1].rows() == [(1, 100, 0)]
+    parts = splits.part_of_gowalla(tmp_path)
+    assert parts.wanted["user"].value_counts().sort("user").rows() == [(user + 1, 2 * (user + 1)) for user in range(4)]
+    assert len(parts.known) + len(parts.wanted) == 100
+    assert parts.known.join(parts.wanted, on=["user", "item"]).is_empty()
+    assert splits.gowalla(tmp_path).wanted.rows() == [(1, 100, 0)]
+
+
+def test_beauty_is_fitted_without_the_events_it_is_validated_on(tmp_path: Path) -> None:
+    (tmp_path / "amazon-beauty").mkdir()
+    (tmp_path / "amazon-beauty" / "Beauty.txt").write_text("1 5 6 7 8\n2 6 5 9\n")
+    chosen, test, again = (read(tmp_path) for read in (splits.part_of_beauty, splits.beauty, splits.refitted_beauty))
+    assert chosen.wanted["item"].to_list() == [7, 5]
+    assert test.wanted["item"].to_list() == again.wanted["item"].to_list() == [8, 9]
+    assert chosen.known.rows() == chosen.fitted.rows() == test.fitted.rows()
+    assert test.fitted["item"].to_list() == [5, 6, 6]
+    assert test.known["item"].to_list() == again.fitted["item"].to_list() == [5, 6, 7, 6, 5]
 
 
 @pytest.mark.parametrize("words", [["moon"], ["beauty", "users=3"], ["beauty", "--small"]])

@@ -2,7 +2,9 @@
 
 Nothing is chosen on test. Of train a slice is held out; routes fitted on the rest are compared there, the options of
 each that rank it best are kept, and a LambdaMART model learns to rank their candidates on part of the slice's users,
-stopped on the others. Then the routes are fitted again on all of train, and test is looked at once.
+stopped on the others. Then test is looked at once. Gowalla's routes are fitted again on all of train before that.
+Beauty's validation events are the slice: as in the published results they are part of the histories that are asked at
+test, but nothing is fitted on them; what fitting on them too would give is a table and figures of its own.
 """
 
 from __future__ import annotations
@@ -31,7 +33,6 @@ from pipeline.sources import lists
 from pipeline.sources.kuairand import DEFAULT_DATA
 
 Options = dict[str, Any]
-Parts = tuple[pl.DataFrame, pl.DataFrame]
 
 BATCH = 1_000
 SHARE = 0.2
@@ -50,86 +51,103 @@ RANKER = {
 
 
 @dataclass(frozen=True)
+class Parts:
+    """user, item and position of what routes are fitted on, of the histories they are asked with, and of what is to be
+    found; whose each history is says `wanted`."""
+
+    fitted: pl.DataFrame
+    known: pl.DataFrame
+    wanted: pl.DataFrame
+
+
+@dataclass(frozen=True)
 class Split:
-    """A published split: how to read what is known and what is asked, for choosing and for test; the metrics' depth;
+    """A published split: how to read the slice on which all is chosen, and the tests by name; the depth of the metrics;
     how many candidates a route gives; and of each route the options that are tried."""
 
     choose: Callable[[Path], Parts]
-    test: Callable[[Path], Parts]
+    tests: dict[str, Callable[[Path], Parts]]
     cutoff: int
     depth: int
     routes: dict[str, tuple[ModuleType, tuple[Options, ...]]]
 
 
 def bench(name: str) -> dict[str, float]:
-    """Print what is chosen and reached, and return the figures: of the route that is best on the slice, and of the
-    union.
+    """Print what is chosen and reached, and return of each test the figures of the route that is best on the slice, and
+    of the union.
 
     Raises `InputError` where the split's files are missing; `$REC_DATA` is their folder.
     """
     split, data = SPLITS[name], Path(os.environ.get("REC_DATA", DEFAULT_DATA))
-    known, asked = split.choose(data)
+    console = Console(width=100)
+    parts = split.choose(data)
     answers: dict[str, Found] = {}
     chosen: dict[str, Options] = {}
     reached: dict[str, tuple[float, float]] = {}
-    table = _table(f"{name}: chosen on a slice of train, {len(asked)} pairs", split)
+    table = _table(f"{name}: chosen on a slice of train of {len(parts.wanted):,} pairs", split)
     for route, (module, tried) in split.routes.items():
         for options in tried:
             begun = time.perf_counter()
-            found = answer(module, options, known, asked, split.depth)
-            figures = judge(found, asked, split.cutoff)
+            found = answer(module, options, parts, split.depth)
+            figures = judge(found, parts.wanted, split.cutoff)
             _row(table, route, options, figures, time.perf_counter() - begun)
             if route not in reached or figures[1] > reached[route][1]:
                 answers[route], chosen[route], reached[route] = found, options, figures
     single = max(reached, key=lambda route: reached[route][1])
-    ranker = learn(candidates(list(answers.values()), known, asked), asked, split.cutoff)
-    Console(width=100).print(table)
+    ranker = learn(candidates(list(answers.values()), parts), parts.wanted, split.cutoff)
+    console.print(table, f"by NDCG: {single} is the best single route", sep="\n")
+    result: dict[str, float] = {}
+    for test, read in split.tests.items():
+        parts = read(data)
+        table = _table(f"{name}: {test}", split)
+        for route, options in chosen.items():
+            begun = time.perf_counter()
+            answers[route] = answer(split.routes[route][0], options, parts, split.depth)
+            reached[route] = judge(answers[route], parts.wanted, split.cutoff)
+            _row(table, route, options, reached[route], time.perf_counter() - begun)
+        ranked = rank(ranker, candidates(list(answers.values()), parts), split.cutoff)
+        union = judge(ranked, parts.wanted, split.cutoff)
+        table.add_row("union, ranked", f"{ranker.current_iteration()} trees", *(f"{value:.4f}" for value in union), "")
+        console.print(table)
+        stem = name if test == "test" else f"{name}_{test}"
+        for which, figures in (("single", reached[single]), ("union", union)):
+            result |= {
+                f"{stem}_{which}_{metric}@{split.cutoff}": value
+                for metric, value in zip(("recall", "ndcg"), figures, strict=True)
+            }
+    return result
 
-    known, asked = split.test(data)
-    table = _table(f"{name}: test, routes fitted on all of train", split)
-    answers, tested = {}, {}
-    for route, options in chosen.items():
-        begun = time.perf_counter()
-        answers[route] = answer(split.routes[route][0], options, known, asked, split.depth)
-        tested[route] = judge(answers[route], asked, split.cutoff)
-        _row(table, route, options, tested[route], time.perf_counter() - begun)
-    union = judge(rank(ranker, candidates(list(answers.values()), known, asked), split.cutoff), asked, split.cutoff)
-    table.add_row("union, ranked", f"{ranker.current_iteration()} trees", *(f"{value:.4f}" for value in union), "")
-    Console(width=100).print(table, f"best single route on the slice: {single}", sep="\n")
-    return {
-        f"{name}_{which}_{metric}@{split.cutoff}": value
-        for which, figures in (("single", tested[single]), ("union", union))
-        for metric, value in zip(("recall", "ndcg"), figures, strict=True)
-    }
 
-
-def answer(module: ModuleType, options: Options, known: pl.DataFrame, asked: pl.DataFrame, k: int) -> Found:
-    """What a route fitted on `known` (user, item, position) answers to each user of `asked`, in ascending order."""
-    history = known.sort("user", "position").select("user", "item", time=pl.col("position").cast(pl.Int64))
-    items = known.select(pl.col("item").unique().sort())
-    moment = int(history["time"].to_numpy().max(initial=0)) + 1
-    taken = Snapshot(moment, history, history, items, store=None)  # type: ignore[arg-type]  # routes without features
-    users = asked.select(pl.col("user").unique().sort(), domain=pl.lit(0))
+def answer(module: ModuleType, options: Options, parts: Parts, k: int) -> Found:
+    """What a route answers to each user of `wanted`, in ascending order."""
+    fitted, known = _snapshot(parts.fitted), _snapshot(parts.known)
+    users = parts.wanted.select(pl.col("user").unique().sort(), domain=pl.lit(0))
     with tempfile.TemporaryDirectory(prefix="recfunnel-bench-") as folder:
-        module.fit(taken, Path(folder), **options)
+        module.fit(fitted, Path(folder), **options)
         route = module.load(Path(folder), None)
-        parts = [
-            route.recall(Requests.of(taken, users[first : first + BATCH]), k) for first in range(0, len(users), BATCH)
-        ]
-    width = max(part.items.shape[1] for part in parts)
-    gaps = [((0, 0), (0, width - part.items.shape[1])) for part in parts]
+        batches = [users[first : first + BATCH] for first in range(0, len(users), BATCH)]
+        found = [route.recall(Requests.of(known, batch), k) for batch in batches]
+    width = max(part.items.shape[1] for part in found)
+    gaps = [((0, 0), (0, width - part.items.shape[1])) for part in found]
     return Found(
         np.concatenate(
-            [np.pad(part.items, gap, constant_values=NOTHING) for part, gap in zip(parts, gaps, strict=True)]
+            [np.pad(part.items, gap, constant_values=NOTHING) for part, gap in zip(found, gaps, strict=True)]
         ),
-        np.concatenate([np.pad(part.scores, gap) for part, gap in zip(parts, gaps, strict=True)]),
+        np.concatenate([np.pad(part.scores, gap) for part, gap in zip(found, gaps, strict=True)]),
     )
 
 
-def judge(found: Found, asked: pl.DataFrame, cutoff: int) -> tuple[float, float]:
-    """Recall and NDCG at `cutoff`, means over the users of `asked`; row r of `found` is the r-th of them, ascending."""
-    request = asked["user"].rank("dense").to_numpy().astype(np.int64) - 1
-    same = found.items[request, :cutoff] == asked["item"].to_numpy()[:, None]
+def _snapshot(events: pl.DataFrame) -> Snapshot:
+    history = events.sort("user", "position").select("user", "item", time=pl.col("position").cast(pl.Int64))
+    moment = int(history["time"].to_numpy().max(initial=0)) + 1
+    items = events.select(pl.col("item").unique().sort())
+    return Snapshot(moment, history, history, items, store=None)  # type: ignore[arg-type]  # read by no route here
+
+
+def judge(found: Found, wanted: pl.DataFrame, cutoff: int) -> tuple[float, float]:
+    """Recall and NDCG at `cutoff`, means over the users of `wanted`, whose r-th in order has row r of `found`."""
+    request = wanted["user"].rank("dense").to_numpy().astype(np.int64) - 1
+    same = found.items[request, :cutoff] == wanted["item"].to_numpy()[:, None]
     place = np.where(same.any(axis=1), same.argmax(axis=1) + 1.0, np.inf)
     count = len(found.items)
     return (
@@ -151,9 +169,9 @@ class Candidates:
     features: npt.NDArray[np.float32]
 
 
-def candidates(answers: list[Found], known: pl.DataFrame, asked: pl.DataFrame) -> Candidates:
-    users = asked["user"].unique().sort().to_numpy()
-    size = int(known["item"].to_numpy().max(initial=0)) + 1
+def candidates(answers: list[Found], parts: Parts) -> Candidates:
+    users = parts.wanted["user"].unique().sort().to_numpy()
+    size = int(parts.fitted["item"].to_numpy().max(initial=0)) + 1
     flat = [np.nonzero(found.items != NOTHING) for found in answers]
     keys = [row * size + found.items[row, column] for found, (row, column) in zip(answers, flat, strict=True)]
     pairs = np.unique(np.concatenate(keys))
@@ -164,17 +182,17 @@ def candidates(answers: list[Found], known: pl.DataFrame, asked: pl.DataFrame) -
         features[place, 3 * number] = score / found.scores[row, 0]
         features[place, 3 * number + 1] = np.log(score)
         features[place, 3 * number + 2] = 1 / (1 + column)
-    by_user = np.bincount(known["user"].to_numpy(), minlength=int(users.max(initial=0)) + 1)
-    features[:, -2] = np.log1p(np.bincount(known["item"].to_numpy(), minlength=size))[item]
+    by_user = np.bincount(parts.known["user"].to_numpy(), minlength=int(users.max(initial=0)) + 1)
+    features[:, -2] = np.log1p(np.bincount(parts.fitted["item"].to_numpy(), minlength=size))[item]
     features[:, -1] = np.log1p(by_user[users])[request]
     return Candidates(request, item, features)
 
 
-def learn(found: Candidates, asked: pl.DataFrame, cutoff: int) -> lgb.Booster:
+def learn(found: Candidates, wanted: pl.DataFrame, cutoff: int) -> lgb.Booster:
     """A LambdaMART ranker of candidates, stopped by NDCG at `cutoff` of users that it does not learn from."""
-    request = asked["user"].rank("dense").to_numpy().astype(np.int64) - 1
-    size = max(int(found.item.max(initial=0)), int(asked["item"].to_numpy().max(initial=0))) + 1
-    label = np.isin(found.request * size + found.item, request * size + asked["item"].to_numpy())
+    request = wanted["user"].rank("dense").to_numpy().astype(np.int64) - 1
+    size = max(int(found.item.max(initial=0)), int(wanted["item"].to_numpy().max(initial=0))) + 1
+    label = np.isin(found.request * size + found.item, request * size + wanted["item"].to_numpy())
     hit = np.bincount(found.request, label, minlength=int(request.max()) + 1) > 0
     stops = np.random.default_rng(0).random(len(hit)) < STOP_SHARE
     sets = []
@@ -196,25 +214,34 @@ def rank(ranker: lgb.Booster, found: Candidates, cutoff: int) -> Found:
 
 
 def gowalla(data: Path) -> Parts:
-    train, test = lists.pairs(data / "gowalla")
-    return _from_one(train), _from_one(test)
+    train, test = map(_from_one, lists.pairs(data / "gowalla"))
+    return Parts(train, train, test)
 
 
 def part_of_gowalla(data: Path) -> Parts:
     """A random fifth of each user's pairs of train, held out from the others."""
-    train, _ = gowalla(data)
+    train = gowalla(data).fitted
     drawn = train.with_columns(draw=pl.Series(np.random.default_rng(0).random(len(train))))
     held_out = pl.col("draw").rank().over("user") <= (SHARE * pl.len().over("user")).round()
-    return drawn.filter(~held_out).drop("draw"), drawn.filter(held_out).drop("draw")
+    rest = drawn.filter(~held_out).drop("draw")
+    return Parts(rest, rest, drawn.filter(held_out).drop("draw"))
 
 
 def beauty(data: Path) -> Parts:
-    return lists.leave_out(lists.sequences(data / "amazon-beauty" / "Beauty.txt"), 1)
+    """The last event is asked with all before it; fitted on those but the last of them, the validation event."""
+    events = lists.sequences(data / "amazon-beauty" / "Beauty.txt")
+    return Parts(lists.leave_out(events, 2)[0], *lists.leave_out(events, 1))
+
+
+def refitted_beauty(data: Path) -> Parts:
+    parts = beauty(data)
+    return Parts(parts.known, parts.known, parts.wanted)
 
 
 def part_of_beauty(data: Path) -> Parts:
-    """The last event but one of each user, held out from those before it."""
-    return lists.leave_out(lists.sequences(data / "amazon-beauty" / "Beauty.txt"), 2)
+    """The last event but one of each user, the validation event, held out from those before it."""
+    known, wanted = lists.leave_out(lists.sequences(data / "amazon-beauty" / "Beauty.txt"), 2)
+    return Parts(known, known, wanted)
 
 
 def _from_one(pairs: pl.DataFrame) -> pl.DataFrame:
@@ -237,7 +264,7 @@ def _row(table: Table, route: str, options: Options, figures: tuple[float, float
 SPLITS: dict[str, Split] = {
     "gowalla": Split(
         part_of_gowalla,
-        gowalla,
+        {"test": gowalla},
         cutoff=20,
         depth=100,
         routes={
@@ -248,7 +275,7 @@ SPLITS: dict[str, Split] = {
     ),
     "beauty": Split(
         part_of_beauty,
-        beauty,
+        {"test": beauty, "refitted": refitted_beauty},
         cutoff=10,
         depth=100,
         routes={
