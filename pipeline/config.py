@@ -32,6 +32,56 @@ from models.schema import Encoding
 from pipeline.lake import InputError
 
 STRICT = ConfigDict(extra="forbid")
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Market:
+    """The constants of the simulated market: sizes, weights of the click logit, and the old policy.
+
+    They are set so that models of different worth differ. At a million impressions of 100 000 users and 20 000 items
+    the oracle's click AUC is .808 and an item's click rate so far reaches .56; the zoo tells what rankers reach.
+    `drifting` is the share of users whose first interest gives way to another during the log, `passing` that
+    interest's strength, `conflict` how much a like wants what a click does not.
+    """
+
+    categories: PositiveInt = 24
+    segments: PositiveInt = 8
+    tags: PositiveInt = 200
+    grid: PositiveInt = 8
+    content: PositiveInt = 16
+    rank: PositiveInt = 2
+    items_per_author: PositiveInt = 20
+
+    base: float = -2.35
+    interest: float = 1.1
+    affinity: float = 1.05
+    bias: float = 0.45
+    appeal: float = 0.3
+    eagerness: float = 0.3
+    quality: float = 0.25
+    freshness: float = 0.5
+    taste: float = 0.4
+    place: float = 0.4
+    user_bias: float = 0.05
+    position: float = 0.25
+    decay_days: PositiveFloat = 4.0
+    conflict: float = 0.0
+
+    past_days: Annotated[float, Field(gt=0, lt=1_000)] = 120.0
+    history_days: PositiveFloat = 40.0
+    drifting: Share = 0.25
+    passing: NonNegativeFloat = 0.6
+    random_sessions: Share = 0.03
+    policy_interest: Share = 0.5
+    history_interest: Share = 0.85
+    policy_fresh: Share = 0.15
+    policy_quality: float = 0.55
+    conversion_hours: PositiveFloat = 6.0
+
+    def __post_init__(self) -> None:
+        if self.history_days >= self.past_days:
+            raise ValueError("source.market.history_days: must be less than past_days, the age of the oldest items")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -45,6 +95,7 @@ class Simulator:
     domains: PositiveInt = 5
     days: PositiveInt = 14
     seed: NonNegativeInt = 0
+    market: Market = Market()
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -104,6 +155,7 @@ class Split:
 
 
 Length = Annotated[int, Field(gt=0, le=5_000)]
+MATCHED = ("item", "author_id", "category", "tag", "content")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -124,6 +176,7 @@ class Features:
     `numbers`: column → encoding, for numeric columns of users and items.
     `statistics`: what events are counted by; "user+category" counts pairs.
     `rates`: tasks whose rate is kept besides the number of impressions.
+    `matches`: what a candidate is compared by with the events of a history, of those that the items have.
     `behaviours`: sequence name → the task whose positives make it; the last `length` of them, or as many as `lengths`
     says, such as `{ clicked = 5000 }` for SIM.
     `parts`: into how many parts the users fall for what is computed user by user; more take less memory.
@@ -137,6 +190,7 @@ class Features:
     statistics: tuple[str, ...] = ("user", "item", "author_id", "category", "domain", "user+category", "item+domain")
     windows: tuple[str, ...] = ("1h", "1d", "7d", "all")
     rates: tuple[str, ...] = ("click", "like")
+    matches: tuple[str, ...] = MATCHED
     behaviours: dict[str, str] = field(default_factory=lambda: {"clicked": "click", "liked": "like"})
     length: Length = 20
     lengths: dict[str, Length] = field(default_factory=dict)
@@ -147,6 +201,12 @@ class Features:
     parts: PositiveInt = 1
     engine: Literal["local", "ray"] = "local"
     address: str = ""
+
+    def __post_init__(self) -> None:
+        known = (*MATCHED, *self.item)
+        for name in self.matches:
+            if name not in known:
+                raise ValueError(f"matches: {name!r} is no column of features.item; there are {', '.join(known)}")
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -31,7 +31,7 @@ def store():
         folder=Path(),
         schema=SCHEMA,
         slices={},
-        recipe=Recipe((), (), (), (), {"clicked": 2}, {}),
+        recipe=Recipe((), (), (), (), False, {"clicked": 2}, {}),
         users={"code_user_id": np.array([0, 2, 1])},
         items={
             "code_item_id": np.array([0, 1, 2, 3]),

@@ -252,6 +252,13 @@ def test_an_empty_slice(events, tmp_path):
         run(events, tmp_path / "out", validation_days=100)
 
 
+def test_only_the_wanted_matches(events, tmp_path):
+    run(events, tmp_path / "out", replace(SETTINGS, matches=("category",)))
+    store = FeatureStore.open(tmp_path / "out")
+    matches = [one.name for one in store.schema.numbers if one.role == "cross" and one.name.startswith("clicked_")]
+    assert matches == ["clicked_same_category", "clicked_category_gap"]
+
+
 def test_a_log_without_history_content_or_publication(events, tmp_path):
     items = pl.read_parquet(events / "items.parquet").drop("content", "published")
     bare = copy(events, tmp_path / "bare", items=items)

@@ -91,7 +91,7 @@ def test_follow_ups_need_a_click_and_conversions_come_late(market: Path) -> None
     assert (sold["convert_time"] > sold["time"]).all()
     assert rows.filter(pl.col("convert") == 0)["convert_time"].null_count() == rows.height - sold.height
     hours = (sold["convert_time"] - sold["time"]).dt.total_seconds().mean() / 3600
-    assert hours == pytest.approx(simulator.MARKET.conversion_hours, rel=0.2)
+    assert hours == pytest.approx(SETTINGS.market.conversion_hours, rel=0.2)
     end = simulator.START + SETTINGS.days * simulator.DAY
     assert sold["convert_time"].to_physical().max() < end
     last_hours = rows.filter(pl.col("time").to_physical() > end - simulator.DAY // 8)
@@ -139,7 +139,7 @@ def test_a_session_holds_distinct_items_in_positions_from_one() -> None:
 
 def test_random_sessions_show_old_items_alike(market: Path) -> None:
     events = pl.read_parquet(market / "events.parquet")
-    assert events["random"].mean() == pytest.approx(simulator.MARKET.random_sessions, rel=0.25)
+    assert events["random"].mean() == pytest.approx(SETTINGS.market.random_sessions, rel=0.25)
     items = pl.read_parquet(market / "items.parquet")
     old = items.filter(pl.col("published").to_physical() < simulator.START)
     counts = events.filter("random").join(old, on="item_id")["item_id"].value_counts()["count"].to_numpy()
@@ -154,7 +154,7 @@ def test_random_sessions_show_old_items_alike(market: Path) -> None:
 def test_a_third_of_the_users_drift(market: Path) -> None:
     world = simulator.World.load(market)
     drifting = world.drift_time < world.end
-    assert drifting.mean() == pytest.approx(simulator.MARKET.drifting, abs=0.04)
+    assert drifting.mean() == pytest.approx(SETTINGS.market.drifting, abs=0.04)
     user = np.flatnonzero(drifting)[:50]
     before = simulator._current_interests(world, user, world.drift_time[user] - 1)
     after = simulator._current_interests(world, user, world.drift_time[user])

@@ -121,7 +121,7 @@ def open_store(folder: Path, *, history: bool, labels: tuple[str, ...]) -> Featu
         folder=folder,
         schema=schema,
         slices={},
-        recipe=Recipe((), (), (), (), {"clicked": LENGTH}, {}),
+        recipe=Recipe((), (), (), (), False, {"clicked": LENGTH}, {}),
         users=users,
         items=items,
         behaviours={"clicked": read_columns(folder / "clicked.parquet")} if history else {},

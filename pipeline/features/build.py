@@ -52,7 +52,6 @@ from pipeline.lake import InputError, write_json
 from pipeline.progress import progress
 
 OF_EVENT = ("item_id", "author_id", "category", "domain")
-MATCHED = ("author_id", "category", "tag")
 LEAK_ROWS = 50_000
 FITTED_ROWS = 1 << 19
 CHECKED_ROWS = 1 << 18
@@ -129,6 +128,7 @@ def build(
         windows=features.windows,
         rates=features.rates,
         attributes=settings.attributes,
+        match_content=settings.match_content,
         lengths=settings.lengths,
         priors=_priors(log, bounds["validation"], each),
     )
@@ -164,7 +164,8 @@ def fact_settings(features: config.Features, contract: config.Contract, columns:
         windows=features.windows,
         rates=features.rates,
         behaviours=features.behaviours,
-        attributes=("item", *(name for name in MATCHED if name in features.item)),
+        attributes=tuple(name for name in features.matches if name == "item" or name in features.item),
+        match_content="content" in features.matches,
         lengths={name: features.lengths.get(name, features.length) for name in features.behaviours},
         delays=delays,
         context=tuple(name for name in features.context if name not in BUILT_IN_CONTEXT),

@@ -46,6 +46,7 @@ class Settings:
     rates: tuple[str, ...]
     behaviours: dict[str, str]
     attributes: tuple[str, ...]
+    match_content: bool
     lengths: dict[str, int]
     delays: tuple[str, ...]
     context: tuple[str, ...]
@@ -93,12 +94,13 @@ def write_keys(work: Path, users: pl.DataFrame, items: pl.DataFrame) -> None:
 def write(job: Job) -> None:
     """Write the job's files, each under a temporary name first, so that a failed job can be run again."""
     entities, content = _read_keys(job)
+    matched = content if job.settings.match_content else None
     if job.side == "shared":
         _write_side(job, job.parts, entities, [], lambda rows, tables: {})
         return
     for part in job.parts:
         behaviours = [
-            _Behaviour.of(job, part, name, task, entities, content) for name, task in job.settings.behaviours.items()
+            _Behaviour.of(job, part, name, task, entities, matched) for name, task in job.settings.behaviours.items()
         ]
         columns = [*job.settings.kept, *job.settings.context]
         _write_side(job, (part,), entities, columns, partial(_own, job.settings, behaviours))

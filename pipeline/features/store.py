@@ -92,6 +92,7 @@ class Recipe:
     windows: tuple[str, ...]
     rates: tuple[str, ...]
     attributes: tuple[str, ...]
+    match_content: bool
     lengths: dict[str, int]
     priors: dict[str, dict[str, tuple[float, float]]]
 
@@ -105,7 +106,7 @@ class Recipe:
             entity: {task: (prior[0], prior[1]) for task, prior in tasks.items()}
             for entity, tasks in raw["priors"].items()
         }
-        return cls(lengths=raw["lengths"], priors=priors, **tuples)
+        return cls(lengths=raw["lengths"], match_content=raw["match_content"], priors=priors, **tuples)
 
 
 @dataclass(frozen=True, eq=False)
@@ -312,7 +313,7 @@ class FeatureStore:
                 values = self._item_keys[attribute][item]
                 index = self._shared[name, attribute]
                 yield from match.encode(*match.found(index, table["time"], owner, values, time, ends, lengths))
-            if "content" in self.items:
+            if self._contents:
                 yield match.content_similarity(self._contents[name], self.items["content"][item], ends, lengths)
 
     def _stored(self, table: pa.Table) -> Iterator[npt.NDArray[np.float32]]:
@@ -329,7 +330,7 @@ class FeatureStore:
             for attribute in self.recipe.attributes:
                 counts, gaps = (table[f"{name}_{one}"].to_numpy() for one in (f"same_{attribute}", f"{attribute}_gap"))
                 yield from match.encode(counts, gaps)
-            if "content" in self.items:
+            if self.recipe.match_content and "content" in self.items:
                 yield table[f"{name}_content_similarity"].to_numpy()
 
     def _priors(self, entity: str) -> list[tuple[float, float]]:
@@ -399,6 +400,8 @@ class FeatureStore:
 
     @cached_property
     def _contents(self) -> dict[str, npt.NDArray[np.int32]]:
+        if not self.recipe.match_content or "content" not in self.items:
+            return {}
         content = self.items["content"]
         return {name: match.running_content(content[table["item"]]) for name, table in self.behaviours.items()}
 
@@ -502,7 +505,7 @@ def numbers(users: Columns, items: Columns, behaviours: Iterable[str], recipe: R
         *(
             Number(name, "cross")
             for behaviour in behaviours
-            for name in match.names(behaviour, recipe.attributes, "content" in items)
+            for name in match.names(behaviour, recipe.attributes, recipe.match_content and "content" in items)
         ),
         *([Number("content_similarity", "cross")] if "content" in users and "content" in items else []),
     )

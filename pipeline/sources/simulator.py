@@ -7,9 +7,9 @@ The click logit of user u, item i, domain d at time t and position k is
            + place match + user bias - position effect · log k
 
 and its weights a, q, f, c differ between domains in size and sign; affinity and bias of domains 2k and 2k+1 are each
-other's opposite. Long view, like and convert follow a click with logits of their own; a conversion is seen only after a
-delay. An old policy that knows popularity and something of the users' interests chose what was shown, save for a slice
-of sessions that show items at random.
+other's opposite. Long view, like and convert follow a click with logits of their own (where `conflict` is above zero, a
+like wants what a click does not); a conversion is seen only after a delay. An old policy that knows popularity and
+something of the users' interests chose what was shown, save for a slice of sessions that show items at random.
 
 The log is made in blocks of fixed size, each from its own seed, in the order of time, so that neither memory nor
 content depends on how many blocks there are at once.
@@ -17,8 +17,9 @@ content depends on how many blocks there are at once.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -41,52 +42,8 @@ TASKS = ("click", "long_view", "like", "convert")
 BLOCK = 131_072
 HISTORY_BLOCK = 65_536
 LONGEST_SESSION = 11
+ANCIENT = START - 1_000 * DAY  # before any birth
 
-
-@dataclass(frozen=True)
-class Market:
-    """The constants of the market: sizes, weights of the click logit, and the old policy.
-
-    They are set so that models of different worth differ. At a million impressions of 100 000 users and 20 000 items
-    the oracle's click AUC is .808 and an item's click rate so far reaches .56; the zoo tells what rankers reach.
-    """
-
-    categories: int = 24
-    segments: int = 8
-    tags: int = 200
-    grid: int = 8
-    content: int = 16
-    rank: int = 2
-    items_per_author: int = 20
-
-    base: float = -2.35
-    interest: float = 1.1
-    affinity: float = 1.05
-    bias: float = 0.45
-    appeal: float = 0.3
-    eagerness: float = 0.3
-    quality: float = 0.25
-    freshness: float = 0.5
-    taste: float = 0.4
-    place: float = 0.4
-    user_bias: float = 0.05
-    position: float = 0.25
-    decay_days: float = 4.0
-
-    past_days: float = 120.0
-    history_days: float = 40.0
-    drifting: float = 0.25
-    passing: float = 0.6
-    random_sessions: float = 0.03
-    policy_interest: float = 0.5
-    history_interest: float = 0.85
-    policy_fresh: float = 0.15
-    policy_quality: float = 0.55
-    conversion_hours: float = 6.0
-
-
-MARKET = Market()
-ANCIENT = START - 2 * int(MARKET.past_days * DAY)  # before any birth
 
 # name, share of the traffic, shift of the logit, and what pays there: interest, quality, freshness, taste
 DOMAINS = (
@@ -138,12 +95,17 @@ class World:
 
     start: int
     end: int
+    market: config.Market
+
+    def save(self, folder: Path) -> None:
+        np.savez(folder / "world.npz", **{**vars(self), "market": json.dumps(asdict(self.market))})
 
     @classmethod
     def load(cls, folder: Path) -> World:
         """The world whose events lie in `folder`."""
         with np.load(folder / "world.npz") as arrays:
             stored: dict[str, Any] = {name: arrays[name] for name in arrays.files}
+        stored["market"] = config.Market(**json.loads(str(stored["market"])))
         return cls(**{**stored, "start": int(stored["start"]), "end": int(stored["end"])})
 
 
@@ -156,7 +118,7 @@ def simulate(settings: config.Simulator, out: Path) -> RawLog:
         raise InputError("source.domains: the simulated market needs at least 2 domains, so that they can differ")
     seed, log_seed, history_seed = np.random.SeedSequence(settings.seed).spawn(3)
     world = make_world(settings, np.random.default_rng(seed))
-    np.savez(out / "world.npz", **vars(world))
+    world.save(out)
     shelf = _Shelf.of(world)
     return RawLog(
         events=_events(world, shelf, settings.impressions, log_seed, out / "truth.parquet"),
@@ -184,17 +146,16 @@ def true_probability(
 
 def make_world(settings: config.Simulator, rng: np.random.Generator) -> World:
     """Draw domains, items and users."""
-    m = MARKET
+    m = settings.market
     start, end = START, START + settings.days * DAY
-    domains = _draw_domains(settings.domains, rng)
+    domains = _draw_domains(m, settings.domains, rng)
     centroids = _unit(rng.normal(size=(m.categories, m.content)))
-    items = _draw_items(settings.items, centroids, start, end, rng)
-    users = _draw_users(settings.users, start, end, rng)
-    return World(**domains, centroids=centroids, **users, **items, start=start, end=end)
+    items = _draw_items(m, settings.items, centroids, start, end, rng)
+    users = _draw_users(m, settings.users, start, end, rng)
+    return World(**domains, centroids=centroids, **users, **items, start=start, end=end, market=m)
 
 
-def _draw_domains(count: int, rng: np.random.Generator) -> dict[str, Any]:
-    m = MARKET
+def _draw_domains(m: config.Market, count: int, rng: np.random.Generator) -> dict[str, Any]:
     rows = [DOMAINS[d % len(DOMAINS)] for d in range(count)]
     names = [row[0] if d < len(DOMAINS) else f"{row[0]}{d // len(DOMAINS) + 1}" for d, row in enumerate(rows)]
     share = np.array([row[1] for row in rows])
@@ -217,9 +178,10 @@ def _draw_domains(count: int, rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-def _draw_items(count: int, centroids: Floats, start: int, end: int, rng: np.random.Generator) -> dict[str, Any]:
+def _draw_items(
+    m: config.Market, count: int, centroids: Floats, start: int, end: int, rng: np.random.Generator
+) -> dict[str, Any]:
     """Items of an author share most of their category, a place, a style and a part of their quality."""
-    m = MARKET
     authors = -(-count // m.items_per_author)
     author = rng.integers(authors, size=count)
     own = rng.random(count) < 0.85
@@ -227,7 +189,7 @@ def _draw_items(count: int, centroids: Floats, start: int, end: int, rng: np.ran
     author_quality = rng.normal(size=authors)[author]
     style = rng.normal(size=(authors, m.content))[author]
     noise = rng.normal(size=(count, m.content))
-    tags, tag_vectors = _draw_tags(category, centroids, rng)
+    tags, tag_vectors = _draw_tags(m, category, centroids, rng)
     vector = centroids[category] * 2 + tag_vectors + 0.15 * style + 0.15 * noise
     published = np.where(
         rng.random(count) < 0.7,
@@ -247,9 +209,8 @@ def _draw_items(count: int, centroids: Floats, start: int, end: int, rng: np.ran
     }
 
 
-def _draw_tags(category: Ints, centroids: Floats, rng: np.random.Generator) -> tuple[Ints, Floats]:
+def _draw_tags(m: config.Market, category: Ints, centroids: Floats, rng: np.random.Generator) -> tuple[Ints, Floats]:
     """Two to four tags an item, four in five of them from the few of its own category, and their mean direction."""
-    m = MARKET
     per_category = m.tags // m.categories
     owner = np.repeat(np.arange(m.categories), per_category)
     vectors = 0.5 * centroids[owner] + 0.15 * rng.normal(size=(len(owner), m.content))
@@ -267,9 +228,8 @@ def _draw_tags(category: Ints, centroids: Floats, rng: np.random.Generator) -> t
     return tags, (vectors[tags] * present).sum(axis=1) / present.sum(axis=1)
 
 
-def _draw_users(count: int, start: int, end: int, rng: np.random.Generator) -> dict[str, Any]:
+def _draw_users(m: config.Market, count: int, start: int, end: int, rng: np.random.Generator) -> dict[str, Any]:
     """Interests, gender and age follow the segment's preferences; activity has a heavy tail."""
-    m = MARKET
     segment = rng.integers(m.segments, size=count)
     preference = rng.gamma(0.5, size=(m.segments, m.categories)) + 0.1
     logits = np.log(preference)[segment] + rng.gumbel(size=(count, m.categories))
@@ -281,8 +241,8 @@ def _draw_users(count: int, start: int, end: int, rng: np.random.Generator) -> d
     when = start + (rng.random(count) * (end - start)).astype(np.int64)
     return {
         "segment": segment,
-        "gender": _draw_by_segment(segment, len(GENDERS), rng),
-        "age": _draw_by_segment(segment, len(AGES), rng),
+        "gender": _draw_by_segment(segment, m.segments, len(GENDERS), rng),
+        "age": _draw_by_segment(segment, m.segments, len(AGES), rng),
         "user_place": rng.integers(m.grid**2, size=count),
         "user_bias": m.user_bias * rng.normal(size=count),
         "activity": np.cumsum(np.minimum(1 + rng.pareto(1.6, size=count), 40)),
@@ -293,8 +253,8 @@ def _draw_users(count: int, start: int, end: int, rng: np.random.Generator) -> d
     }
 
 
-def _draw_by_segment(segment: Ints, values: int, rng: np.random.Generator) -> Ints:
-    shares = np.cumsum(rng.dirichlet(np.full(values, 0.7), size=MARKET.segments), axis=1)
+def _draw_by_segment(segment: Ints, segments: int, values: int, rng: np.random.Generator) -> Ints:
+    shares = np.cumsum(rng.dirichlet(np.full(values, 0.7), size=segments), axis=1)
     drawn: Ints = (rng.random((len(segment), 1)) > shares[segment, :-1]).sum(axis=1)
     return drawn
 
@@ -308,7 +268,7 @@ def _current_interests(world: World, user: Ints, time: Ints) -> Ints:
 
 def _joint(world: World, user: Ints, item: Ints, domain: Ints, time: Ints, position: Ints) -> tuple[Floats, ...]:
     """Probabilities (N,) of the four tasks; the last three jointly with the click."""
-    m = MARKET
+    m = world.market
     interests, strengths = _current_interests(world, user, time), world.strengths[user]
     category = world.category[item]
     interest = (strengths * (interests == category[:, None])).sum(axis=1)
@@ -317,7 +277,7 @@ def _joint(world: World, user: Ints, item: Ints, domain: Ints, time: Ints, posit
     age = np.maximum(time - world.published[item], 0)
     freshness = np.exp(-age / (m.decay_days * DAY))
     pays = world.domain_weights[domain]
-    near = _nearness(world.user_place[user], world.item_place[item])
+    near = _nearness(m.grid, world.user_place[user], world.item_place[item])
     quality, author = world.quality[item], world.author_quality[item]
     click = _sigmoid(
         m.base
@@ -335,14 +295,14 @@ def _joint(world: World, user: Ints, item: Ints, domain: Ints, time: Ints, posit
         - m.position * np.log(position)
     )
     long_view = _sigmoid(-0.6 + 0.7 * quality + 1.2 * taste + 0.4 * interest - world.bias[domain, category])
-    like = _sigmoid(-1.9 + 0.7 * author + 0.9 * interest + 0.8 * world.user_bias[user])
+    match = world.affinity[domain, world.segment[user], category] + pays[:, 0] * interest
+    like = _sigmoid(-1.9 + 0.7 * author + 0.9 * interest + 0.8 * world.user_bias[user] - m.conflict * match)
     convert = _sigmoid(-2.6 + 0.5 * quality + 0.8 * interest + 0.8 * near + 0.5 * freshness)
     return click, click * long_view, click * like, click * convert
 
 
-def _nearness(here: Ints, there: Ints) -> Floats:
+def _nearness(grid: int, here: Ints, there: Ints) -> Floats:
     """1 in the same cell of the grid, 1/2 in one that touches it, else 0."""
-    grid = MARKET.grid
     apart: Ints = np.maximum(np.abs(here // grid - there // grid), np.abs(here % grid - there % grid))
     return (2 - np.minimum(apart, 2)) / 2
 
@@ -364,8 +324,8 @@ class _Shelf:
     @classmethod
     def of(cls, world: World) -> _Shelf:
         item = np.lexsort((world.published, world.category))
-        weight = np.exp(MARKET.policy_quality * world.quality[item])
-        sums = np.bincount(world.category, np.sqrt(np.exp(world.quality)), MARKET.categories)
+        weight = np.exp(world.market.policy_quality * world.quality[item])
+        sums = np.bincount(world.category, np.sqrt(np.exp(world.quality)), world.market.categories)
         by_birth = np.argsort(world.published, kind="stable")
         return cls(
             item=item,
@@ -400,11 +360,11 @@ def _draw_shown(
     world: World, shelf: _Shelf, user: Ints, time: Ints, interested: float, fresh: float, rng: np.random.Generator
 ) -> Ints:
     """What the old policy picks (N,): the user's interests as it guesses them, else what is popular."""
-    category = np.searchsorted(shelf.popular, rng.random(len(user))).clip(max=MARKET.categories - 1)
+    category = np.searchsorted(shelf.popular, rng.random(len(user))).clip(max=world.market.categories - 1)
     strengths = world.strengths[user].cumsum(axis=1)
     pick = (rng.random((len(user), 1)) * strengths[:, -1:] > strengths).sum(axis=1)
     liked = _current_interests(world, user, time)[np.arange(len(user)), pick]
-    supplied = np.bincount(world.category, minlength=MARKET.categories)[liked] > 0
+    supplied = np.bincount(world.category, minlength=world.market.categories)[liked] > 0
     category = np.where((rng.random(len(user)) < interested) & supplied, liked, category)
     recent = np.where(rng.random(len(user)) < fresh, time - 3 * DAY, ANCIENT)
     return shelf.draw(category, time, recent, rng)
@@ -452,7 +412,7 @@ def _sessions(
     world: World, shelf: _Shelf, clock: _Clock, begin: float, until: float, impressions: int, rng: np.random.Generator
 ) -> pl.DataFrame:
     """Sessions that start within a share of the traffic: one user, one domain, distinct items in positions 1, 2, …"""
-    m = MARKET
+    m = world.market
     lengths = rng.integers(5, LONGEST_SESSION + 1, size=impressions // 5 + 1)
     sessions = int(np.searchsorted(np.cumsum(lengths), impressions)) + 1
     lengths = lengths[:sessions]
@@ -497,7 +457,7 @@ def _answer(
     joint = _joint(world, user, item, domain, time, position)
     click = rng.random(len(user)) < joint[0]
     later = [click & (rng.random(len(user)) * joint[0] < probability) for probability in joint[1:]]
-    delay = rng.exponential(MARKET.conversion_hours * DAY / 24, size=len(user)).astype(np.int64)
+    delay = rng.exponential(world.market.conversion_hours * DAY / 24, size=len(user)).astype(np.int64)
     converted = later[2] & (time + delay < world.end)
     labels = dict(zip(TASKS, (click, later[0], later[1], converted), strict=True))
     return pl.DataFrame(
@@ -518,7 +478,7 @@ def _answer(
 
 def _history(world: World, shelf: _Shelf, seed: np.random.SeedSequence) -> Iterator[pl.DataFrame]:
     """Five to thirty clicks a user from before the log, by the interests of then; two in ten were liked."""
-    m = MARKET
+    m = world.market
     users = len(world.segment)
     for number, child in enumerate(seed.spawn(-(-users // HISTORY_BLOCK))):
         rng = np.random.default_rng(child)
@@ -554,7 +514,7 @@ def _item_table(world: World) -> pl.DataFrame:
             "tags": names,
             "tag": names.list.first(),
             "place": _named("p", world.item_place),
-            "content": pl.Series(world.content.astype(np.float32), dtype=pl.Array(pl.Float32, MARKET.content)),
+            "content": pl.Series(world.content.astype(np.float32), dtype=pl.Array(pl.Float32, world.market.content)),
         }
     )
 
