@@ -12,7 +12,6 @@ from pipeline.config import Contract, Features, Simulator, Split
 from pipeline.features import build
 from pipeline.sources import contract
 
-
 DEFAULT = Features()
 
 

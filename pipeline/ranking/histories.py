@@ -15,7 +15,7 @@ from numba import njit
 from torch import Tensor
 
 from models.schema import Schema, Sequence
-from pipeline.features.store import Columns
+from pipeline.features.store import Events
 from pipeline.features.timeline import Integers
 
 MINUTE = 60_000_000
@@ -35,7 +35,7 @@ class Histories:
     gaps: int
 
     @classmethod
-    def of(cls, schema: Schema, sequence: Sequence, events: Columns, items: Integers) -> Histories:
+    def of(cls, schema: Schema, sequence: Sequence, events: Events, items: Integers) -> Histories:
         """From a behaviour's columns and the items' fused-table rows (items, fields of items)."""
         names = [schema.fields[place].name for place in schema.positions("item")]
         codes = np.empty((len(items), len(sequence.fields)), np.int64)
