@@ -50,7 +50,7 @@ def streamed(
             for begin in (chosen * block).tolist():
                 part = window[end : end + min(block, rows - begin)]
                 file.seek(begin * kind.itemsize)
-                file.readinto(part.view(np.uint8))
+                file.readinto(part.view(np.uint8).data)
                 end += len(part)
         return end
 
