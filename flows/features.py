@@ -56,7 +56,7 @@ def features(config: Config, run: Run) -> tuple[Path, Path]:
             run=run,
             tell=("days", "days_computed", "missing_days", "late_events"),
             beside={"kept": config.root / "days", "each": each},
-            features=replace(config.features, engine="local", address=""),
+            features=replace(config.features, engine="local", address="", workers=0),
             contract=config.contract,
             split=config.split,
         )
@@ -77,7 +77,7 @@ def features(config: Config, run: Run) -> tuple[Path, Path]:
 
 @contextmanager
 def jobs_of(settings: Features) -> Iterator[Each]:
-    """What calls a function as Prefect tasks, one after the other here or on the Ray cluster that the settings name.
+    """What calls a function as Prefect tasks, some at a time here or on the Ray cluster that the settings name.
 
     A task that fails, or whose worker dies, is tried again twice. The cluster must see the files of this machine; one
     that is started here ends with the block. Raises InputError where Ray is wanted and not installed.
@@ -99,7 +99,7 @@ def jobs_of(settings: Features) -> Iterator[Each]:
 
 def _runner(settings: Features, cluster: ExitStack) -> TaskRunner[Any]:
     if settings.engine == "local":
-        return ThreadPoolTaskRunner(max_workers=1)
+        return ThreadPoolTaskRunner(max_workers=settings.workers or os.cpu_count())
     try:
         import ray
         from prefect_ray import RayTaskRunner

@@ -181,6 +181,7 @@ class Features:
     says, such as `{ clicked = 5000 }` for SIM.
     `parts`: into how many parts the users fall for what is computed user by user; more take less memory.
     `engine`, `address`: where that is computed, here or on the Ray cluster at the address ("" starts one here).
+    `workers`: how many of these jobs run at once here, each with a part or a few days in memory; 0 for one a core.
     """
 
     user: tuple[str, ...] = ("segment", "gender", "age", "place")
@@ -201,6 +202,7 @@ class Features:
     parts: PositiveInt = 1
     engine: Literal["local", "ray"] = "local"
     address: str = ""
+    workers: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
         known = (*MATCHED, *self.item)

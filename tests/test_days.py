@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from event_tables import CONTRACT, DAY, FEATURES, START, write_events
 
@@ -56,6 +57,21 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def facts_of(kept: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: content for name, content in kept.items() if not name.startswith("partitions")}
+
+
+def by_day(source: Path, target: Path, log: pl.DataFrame) -> Path:
+    """The tables of a source whose log has a row group for each day, as from a raw file for each."""
+    changed(source, target)
+    dated = log.with_columns(day=pl.col("time").dt.date())
+    days = dated.partition_by("day", maintain_order=True, include_key=False)
+    with pq.ParquetWriter(target / "events.parquet", days[0].to_arrow().schema) as writer:
+        for day in days:
+            writer.write_table(day.to_arrow())
+    return target
+
+
 def until(events: Path, target: Path, day: int) -> Path:
     """The log as it was at the end of a day, with the items that had been seen by then and ten more."""
     log = pl.read_parquet(events / "events.parquet").filter(pl.col("time").dt.epoch("us") < day * DAY)
@@ -74,6 +90,46 @@ def test_day_after_day_gives_the_bytes_of_one_go(events: Path, whole: Path, tmp_
     assert last["days_computed"] == 0
     assert contents(tmp_path / "last") == contents(whole)
     assert contents(tmp_path / str(first + 9) / "days") == contents(whole / "days")
+
+
+def test_of_a_log_that_grows_only_the_new_day_is_partitioned(events: Path, whole: Path, tmp_path: Path) -> None:
+    log = pl.read_parquet(events / "events.parquet")
+    first = START // DAY
+    for day in range(first + 7, first + 10):
+        part = by_day(events, tmp_path / f"{day}", log.filter(pl.col("time").dt.epoch("us") < (day + 1) * DAY))
+        told = run(part, tmp_path / f"out-{day}", kept=tmp_path / "kept")
+        assert told["days_partitioned"] == (8 if day == first + 7 else 1)
+    assert len(list((tmp_path / "kept/partitions").glob("????-??-??-*"))) == 10
+    assert contents(tmp_path / f"out-{first + 9}") == contents(whole)
+    assert run(part, tmp_path / "again", kept=tmp_path / "kept")["days_partitioned"] == 0
+    other = replace(SETTINGS, parts=2)
+    assert run(part, tmp_path / "other", other, kept=tmp_path / "kept")["days_partitioned"] == 10
+
+
+@pytest.mark.parametrize("what", ["late", "gone", "label", "history", "shuffled"])
+def test_a_log_that_changes_is_partitioned_as_anew(events: Path, tmp_path: Path, what: str) -> None:
+    """Late rows of users who are new on that day, which gives all after them other numbers; a day that is gone; one
+    label; what happened before the log; and rows in another order in the same days."""
+    log = pl.read_parquet(events / "events.parquet")
+    third = pl.col("time").dt.epoch("us") // DAY == START // DAY + 3
+    seen = log.filter(pl.col("time").dt.epoch("us") // DAY < START // DAY + 3)["user_id"].unique()
+    newcomers = third & ~pl.col("user_id").is_in(seen.implode())
+    base = by_day(events, tmp_path / "base", log.filter(~newcomers) if what == "late" else log)
+    (base / "history.parquet").unlink()
+    run(base, tmp_path / "first", kept=tmp_path / "kept")
+    after = {
+        "gone": log.filter(~third),
+        "label": log.with_columns(like=pl.when(third).then(1 - pl.col("like")).otherwise("like").cast(pl.Int8)),
+        "shuffled": log.sample(fraction=1, shuffle=True, seed=1).sort(pl.col("time").dt.date(), maintain_order=True),
+    }.get(what, log)
+    second = by_day(events, tmp_path / "second", after)
+    if what != "history":
+        (second / "history.parquet").unlink()
+    assert log.filter(newcomers).height > 0
+    told = run(second, tmp_path / "out", kept=tmp_path / "kept")
+    assert told["days_partitioned"] == {"late": 7, "gone": 6, "label": 1, "history": 10, "shuffled": 10}[what]
+    run(second, tmp_path / "alone")
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")
 
 
 def test_neither_blocks_nor_jobs_nor_row_groups_change_a_byte(
@@ -177,7 +233,8 @@ def test_a_failure_leaves_the_days_as_they_were(events: Path, whole: Path, tmp_p
     with pytest.raises(OSError, match="the worker died"):
         run(events, tmp_path / "second", kept=tmp_path / "kept", each=fails)
     after = contents(tmp_path / "kept")
-    assert before == {name: content for name, content in after.items() if not name.startswith(".staging")}
+    partial = (".staging", "partitions")
+    assert facts_of(before) == {name: content for name, content in after.items() if not name.startswith(partial)}
     run(events, tmp_path / "third", kept=tmp_path / "kept")
     assert contents(tmp_path / "third") == contents(whole)
     assert not list((tmp_path / "kept").glob(".*"))

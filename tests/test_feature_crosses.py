@@ -38,16 +38,17 @@ def chosen(
     labels: np.ndarray,
     *,
     users: np.ndarray | None = None,
+    items: np.ndarray | None = None,
     times: np.ndarray | None = None,
     admit_after: int = 20,
     evict_before: int = 0,
 ) -> crosses.Crosses:
-    """Of rows of users and items that are all different, unless `users` says whose they are."""
+    """Of rows of users and items that are all different, unless `users` and `items` say whose they are."""
     numbers = np.arange(len(labels), dtype=np.int64)
     rows = pl.LazyFrame(
         {
             "user": numbers if users is None else users,
-            "item": numbers,
+            "item": numbers if items is None else items,
             "time": numbers if times is None else times,
             "click": labels,
             **{f"code_{name}": column for name, column in codes.items()},
@@ -61,7 +62,7 @@ def information(cells: np.ndarray, labels: np.ndarray) -> float:
     return crosses.information(np.bincount(cells), np.bincount(cells[labels > 0], minlength=len(np.bincount(cells))))
 
 
-def interaction(left: np.ndarray, right: np.ndarray, labels: np.ndarray, *groups: np.ndarray) -> float:
+def judged(left: np.ndarray, right: np.ndarray, labels: np.ndarray, *groups: np.ndarray) -> tuple[float, float]:
     rows = pl.DataFrame({"left": left, "right": right, "label": labels.astype(np.int64)})
 
     def table(*by: str) -> pl.DataFrame:
@@ -71,7 +72,11 @@ def interaction(left: np.ndarray, right: np.ndarray, labels: np.ndarray, *groups
         return counted.sort("left", "right", *by)
 
     named = rows.with_columns(pl.Series(f"group {place}", group) for place, group in enumerate(groups))
-    return crosses.interaction(table(), [table(f"group {place}") for place in range(len(groups))])
+    return crosses.interaction(table(), {name: table(name) for name in named.columns[3:]})
+
+
+def interaction(*columns: np.ndarray) -> float:
+    return judged(*columns)[0]
 
 
 def draw(random: np.random.Generator, rows: int) -> dict[str, np.ndarray]:
@@ -159,6 +164,67 @@ def test_likeness_is_measured_on_some_of_the_users(monkeypatch, sample):
     assert abs(found) < 0.25 * naive
 
 
+def noise(seed: int, rows: int = 6_000) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
+    """Five columns of which none matters, with users and items that differ: a few of either have most rows."""
+    random = np.random.default_rng(seed)
+    user, item = ((count * random.random(rows) ** 2).astype(int) for count in (400, 150))
+    codes = {}
+    for name, field in FIELDS.items():
+        owner, size = {"user": (user, 400), "item": (item, 150), "context": (np.arange(rows), rows)}[field.role]
+        codes[name] = random.integers(1, min(field.size, 30), size)[owner]
+    logit = random.normal(0, 1, 400)[user] + random.normal(0, 1, 150)[item] - 2
+    return codes, (random.random(rows) < 1 / (1 + np.exp(-logit))).astype(np.int64), user, item
+
+
+def test_noise_is_not_kept():
+    """Of 100 pairs of 10 worlds none, though the interaction of many is above zero; the deviations are of size one."""
+    tables = []
+    for seed in range(10):
+        codes, labels, user, item = noise(seed)
+        found = chosen(Crosses(columns=tuple(codes), keep=20), codes, labels, users=user, items=item)
+        assert not found.fields
+        tables.append(found.judged)
+    table = pl.concat(tables)
+    assert (table["interaction"] > 0).mean() > 0.2
+    assert abs(table["deviations"].mean()) < 0.6
+    assert table["deviations"].std() < 1.5
+
+
+def test_a_weak_interaction_among_noise_is_kept():
+    for seed in range(5):
+        codes, labels, user, item = noise(seed, rows=20_000)
+        agree = (codes["gender"] == 1) == (codes["category"] > 3)
+        random = np.random.default_rng(100 + seed)
+        labels = np.where(random.random(len(labels)) < 0.1, agree, labels)
+        found = chosen(Crosses(columns=tuple(codes), keep=20), codes, labels, users=user, items=item)
+        assert [field.name for field in found.fields] == ["gender*category"]
+
+
+def test_deviations_of_many_sparse_cells_are_those_of_a_normal_distribution():
+    """A positive to a cell on average: the likelihood ratio would be half too great, Pearson's statistic is not."""
+    random = np.random.default_rng(7)
+    found = np.array(
+        [
+            judged(*random.integers(0, 40, (2, 30_000)), (random.random(30_000) < 0.05).astype(np.int64))
+            for _ in range(40)
+        ]
+    )
+    assert abs(found[:, 1].mean()) < 0.5
+    assert 0.6 < found[:, 1].std() < 1.4
+    assert (found[:, 0] > 0).mean() > 0.9
+
+
+def test_deviations_on_paper():
+    """2 × 2 cells of 100 rows, half of all positive: X² = 4 · 20² / 25 = 64 of one degree of freedom, and of these
+    cells the variance is 2 + 1 / 25 - 6 / 100, that of 2 / 1.98 degrees: 3 (64 ^ ⅓ - 1) √(shape / 2) and a little."""
+    left, right = np.repeat([1, 1, 2, 2], 100), np.repeat([1, 2, 1, 2], 100)
+    labels = np.concatenate([np.arange(100) < count for count in (70, 30, 30, 70)]).astype(int)
+    shape = 2 / 1.98
+    assert judged(left, right, labels)[1] == pytest.approx((3 + 2 / (9 * shape)) * (9 * shape / 2) ** 0.5, rel=1e-3)
+    assert judged(left, right, (np.arange(400) % 2))[1] < 0
+    assert judged(left, right, (left == 2).astype(int))[1] == 0
+
+
 def test_more_pairs_than_a_vocabulary_holds(monkeypatch):
     monkeypatch.setattr(identity, "MOST_DISTINCT", 1_000)
     codes = draw(np.random.default_rng(6), 20_000)
@@ -208,7 +274,7 @@ def test_admission_by_hand():
     settings = Crosses(pairs=("gender*age",))
     found = chosen(settings, codes, np.arange(8) % 2, times=times, admit_after=2, evict_before=3)
     (vocabulary,) = found.vocabularies
-    assert vocabulary.table.select("value", "code", "count", "last_seen").rows() == [("1 * 2", 1, 2, 8)]
+    assert vocabulary.table.select("value", "code", "count", "last_seen").rows() == [("part 1 * part 2", 1, 2, 8)]
     assert (vocabulary.rare, vocabulary.evicted, vocabulary.size) == (1, 1, 2)
     assert found.codes.rows() == [("gender*age", 1, 2, 1)]
     assert found.judged["share"].item() == 0.25
@@ -235,6 +301,16 @@ def test_a_pair_is_a_dictionary(admitted, data):
     asked = data.draw(st.lists(some | st.tuples(st.integers(0, 5), st.integers(0, 9)), max_size=30))
     left, right = np.array(asked, np.int32).reshape(-1, 2).T
     assert pair.encode(left, right).tolist() == [codes.get(one, 0) for one in asked]
+
+
+def test_values_read_as_people_write_them():
+    fields = [Field("hour", 25, "context"), Field("position", 21, "context"), Field("domain", 3, "context")]
+    values = crosses.values_of([*fields, Field("age", 3, "user")], [], ("home", "live"))
+    assert values["hour"]["value"].to_list()[::23] == ["0:00", "23:00"]
+    assert values["position"]["value"].to_list()[18:] == ["19", "20 or later"]
+    assert values["domain"]["value"].to_list() == ["home", "live"]
+    assert values["age"]["value"].to_list() == ["part 1", "part 2"]
+    assert values["age"]["fid"].to_list() == identity.fids("age", pl.Series(["1", "2"])).to_list()
 
 
 @pytest.mark.parametrize(

@@ -40,10 +40,34 @@ def dies_once(job):
 
 facts.write = dies_once
 facts.write.__module__ = "pipeline.features.facts"
-settings = replace(FEATURES, parts=2, engine=engine)
+settings = replace(FEATURES, parts=2, engine=engine, workers=3)
 (root / engine).mkdir()
 with jobs_of(settings) as each:
     build.build(root / "events", root / engine, features=settings, contract=CONTRACT, split=Split(), each=each)
+"""
+
+
+TOGETHER = """
+import threading, time
+from dataclasses import replace
+from event_tables import FEATURES
+from flows.features import jobs_of
+
+meet, lock, running, most = threading.Barrier(2, timeout=60), threading.Lock(), set(), []
+
+def job(value):
+    with lock:
+        running.add(value)
+        most.append(len(running))
+    meet.wait()
+    time.sleep(0.05)
+    with lock:
+        running.remove(value)
+    return value
+
+with jobs_of(replace(FEATURES, workers=2)) as each:
+    assert each(job, [3, 1, 2, 4]) == [3, 1, 2, 4]
+assert max(most) == 2, most
 """
 
 
@@ -60,8 +84,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def run(root: Path, place: Path, engine: str, death: str, server: str) -> dict[str, bytes]:
-    (place / "events").symlink_to(root / "events")
+def python(script: str, place: Path, server: str, *arguments: str) -> None:
+    """Run a script in a process of its own."""
     paths = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
     environment = {
         **os.environ,
@@ -71,15 +95,24 @@ def run(root: Path, place: Path, engine: str, death: str, server: str) -> dict[s
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    script = place / "script.py"
-    script.write_text(SCRIPT)
+    (place / "script.py").write_text(script)
     done = subprocess.run(
-        [sys.executable, str(script), str(place), engine, death],
+        [sys.executable, str(place / "script.py"), *arguments],
         env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def run(root: Path, place: Path, engine: str, death: str, server: str) -> dict[str, bytes]:
+    (place / "events").symlink_to(root / "events")
+    python(SCRIPT, place, server, str(place), engine, death)
     assert (place / "died").exists()
     return contents(place / engine)
+
+
+def test_as_many_jobs_run_at_once_as_there_are_workers(server, tmp_path) -> None:
+    """Each waits for another, so that one at a time would never end; the results come in order."""
+    python(TOGETHER, tmp_path, server)
 
 
 def test_prefect_gives_the_bytes_of_a_plain_call_and_tries_a_failed_job_again(expected, server, tmp_path) -> None:

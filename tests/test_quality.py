@@ -358,6 +358,15 @@ def test_a_stop_names_feature_day_figure_and_setting(
         quality.tell(checked[0], config.Quality(**settings))
 
 
+def test_a_cross_that_stops_is_not_called_a_column(checked: tuple[Path, dict[str, float]], tmp_path: Path):
+    for name in ("quality", "warnings"):
+        table = pl.read_parquet(checked[0] / f"{name}.parquet").filter(feature="device")
+        table.with_columns(feature=pl.lit("age*device")).write_parquet(tmp_path / f"{name}.parquet")
+    told = r"'age\*device' on .*; mend that day's log, take the pair out of features\.crosses\.pairs, or one of its columns"
+    with pytest.raises(InputError, match=told):
+        quality.tell(tmp_path, config.Quality(stop_psi=0.5))
+
+
 def test_the_page_holds_every_feature_and_needs_no_network(checked: tuple[Path, dict[str, float]]):
     page = (checked[0] / "quality.html").read_text()
     table = pl.read_parquet(checked[0] / "quality.parquet")

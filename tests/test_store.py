@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from day_files import encoded_log
+from day_files import encoded_log, read_log
 from event_tables import CONTRACT, DAY, FEATURES, MINUTE, START, write_events
 
 from models.encodings import Encodings
@@ -54,6 +55,26 @@ def test_the_log_and_any_rows_have_one_definition(which, request):
         for place, field in enumerate(field for field in store.schema.fields if field.role == "context")
     }
     assert_equal(log, store.rows(log.user, log.item, log.domain, log.time, context), labels=False)
+
+
+def test_opening_reads_nothing_of_the_log(store, tmp_path):
+    """Without its days and behaviours a folder opens, and what needs them fails."""
+    shutil.copytree(store.folder, tmp_path / "bare", ignore=shutil.ignore_patterns("days", "behaviour_*"))
+    bare = FeatureStore.open(tmp_path / "bare")
+    assert set(bare.behaviours) == {"clicked", "converted"}
+    for ask in (lambda: bare.events["user"], lambda: bare.behaviours["clicked"]["user"]):
+        with pytest.raises(FileNotFoundError):
+            ask()
+
+
+def test_the_events_are_those_of_the_days_and_the_conversions_when_they_became_known(store):
+    log = read_log(store.folder)
+    known = log.filter(pl.col("convert") > 0, pl.col("convert_time").is_not_null())
+    assert set(store.events) == {"user", "item", "domain", "time", "shows", "click", "convert"}
+    np.testing.assert_array_equal(store.events["time"], [*log["time"], *known["convert_time"]])
+    np.testing.assert_array_equal(store.events["shows"], [1] * len(log) + [0] * len(known))
+    np.testing.assert_array_equal(store.events["convert"], [0] * len(log) + [1] * len(known))
+    assert store.events["click"].sum() == log["click"].sum()
 
 
 def test_slices_are_disjoint_and_in_order(store):

@@ -1,5 +1,9 @@
+"""Records and the batches streamed from them: those of the encoder, byte for byte, in an order of which little is in
+memory."""
+
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -8,21 +12,24 @@ import pytest
 import torch
 from event_tables import CONTRACT, FEATURES, write_events
 
-from pipeline.config import Split
+from pipeline import lake
+from pipeline.config import Crosses, Split
 from pipeline.features.build import build
-from pipeline.features.store import FeatureStore, row_groups
-from pipeline.ranking.batches import Encoder
-from pipeline.ranking.stream import streamed
+from pipeline.features.store import FeatureStore, Rows, row_groups
+from pipeline.ranking.batches import Encoder, layout
+from pipeline.ranking.stream import recorded, rows_of, streamed
+
+SETTINGS = replace(FEATURES, parts=2, crosses=Crosses(pairs=("segment*category",)), admit_after=3)
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    folder, root = tmp_path_factory.mktemp("features"), tmp_path_factory.mktemp("root")
-    with pytest.MonkeyPatch.context() as patch:
+    root = tmp_path_factory.mktemp("root")
+    with pytest.MonkeyPatch.context() as patch, lake.stage(root, "features", "first").writing() as folder:
         patch.setattr("pipeline.features.facts.ROW_GROUP", 40)
         events = write_events(root / "events", events=900, users=60, items=40, days=5)
-        build(events, folder, features=replace(FEATURES, parts=2), contract=CONTRACT, split=Split(1.5, 1))
-    return FeatureStore.open(folder)
+        build(events, folder, features=SETTINGS, contract=CONTRACT, split=Split(1.5, 1))
+    return FeatureStore.open(root / "features-first")
 
 
 def seen(batches) -> Counter:
@@ -36,16 +43,43 @@ def seen(batches) -> Counter:
 @pytest.mark.parametrize("slice_name", ["train", "validation", "test"])
 def test_an_epoch_has_every_row_of_the_slice_once(store, slice_name):
     encoder, log = Encoder(store), store.log(slice_name)
-    batches = list(streamed(store, encoder, slice_name, size=64, seed=0, mixed=3)(1))
+    batches = list(streamed(store, encoder, slice_name, size=64, seed=0, block=16, mixed=5)(1))
     assert seen(batches) == seen([encoder(log)])
     assert [len(batch["user"]) for batch in batches] == [64] * (len(log) // 64) + [len(log) % 64]
     histories = sum(len(batch["clicked.row"]) for batch in batches)
     assert histories == log.lengths["clicked"].sum()
 
 
+@pytest.mark.parametrize("size", [64, 100])
+@pytest.mark.parametrize(("block", "mixed"), [(16, 5), (7, 11), (10_000, 3)])
+def test_batches_are_those_of_rows_in_memory_byte_for_byte(store, size, block, mixed):
+    """A twin that holds all rows: blocks in random order, windows of them shuffled, what is left goes to the next."""
+    encoder = Encoder(store)
+    rows = Rows.concatenate(list(rows_of(store, "train")))
+    blocks = [np.arange(begin, min(begin + block, len(rows))) for begin in range(0, len(rows), block)]
+    for number in (1, 2):
+        random = np.random.default_rng([3, number])
+        order, left, expected = random.permutation(len(blocks)), np.empty(0, np.int64), []
+        for place in range(0, len(order), mixed):
+            window = np.concatenate([left, *(blocks[one] for one in order[place : place + mixed])])
+            window = window[random.permutation(len(window))]
+            whole = len(window) if place + mixed >= len(order) else len(window) // size * size
+            expected += [window[begin : begin + size] for begin in range(0, whole, size)]
+            left = window[whole:]
+        found = list(streamed(store, encoder, "train", size=size, seed=3, block=block, mixed=mixed)(number))
+        assert len(found) == len(expected)
+        for batch, index in zip(found, expected, strict=True):
+            whole = encoder(rows, torch.from_numpy(index))
+            assert list(batch) == list(whole)
+            for name, column in whole.items():
+                assert batch[name].dtype == column.dtype
+                assert batch[name].numpy().tobytes() == column.numpy().tobytes(), name
+                assert batch[name].is_contiguous()
+
+
 def test_seed_and_epoch_alone_decide_the_order(store):
     def users(seed, number):
-        epoch = streamed(store, Encoder(store), "train", size=50, seed=seed, mixed=2)
+        epoch = streamed(store, Encoder(store), "train", size=50, seed=seed, block=16, mixed=3)
         return np.concatenate([batch["user"].numpy() for batch in epoch(number)])
 
     np.testing.assert_array_equal(users(0, 1), users(0, 1))
@@ -53,9 +87,30 @@ def test_seed_and_epoch_alone_decide_the_order(store):
     assert (users(0, 1) != users(1, 1)).any()
 
 
-def test_a_batch_mixes_row_groups(store):
+def test_a_batch_mixes_days(store):
     assert len(row_groups(store.folder)) > 20
-    first = next(streamed(store, Encoder(store), "train", size=100, seed=0, mixed=8)(1))
-    days = {time // 86_400_000_000 for time in store.log("train").time}
-    assert len(days) > 2
+    log = store.log("train")
+    first = next(streamed(store, Encoder(store), "train", size=100, seed=0, block=16, mixed=20)(1))
     assert len(first["user"].unique()) > 30
+    day = {tuple(row): time // 86_400_000_000 for row, time in zip(log.numbers.tolist(), log.time, strict=True)}
+    assert len({day[tuple(row)] for row in first["numbers"].tolist()}) > 2
+
+
+def test_records_are_written_once_and_those_of_other_features_go(store, tmp_path):
+    shutil.copytree(store.folder, tmp_path / "features-first")
+    here = replace(store, folder=tmp_path / "features-first")
+    path = recorded(here, Encoder(here), "train")
+    assert path.stat().st_size == len(here.log("train")) * layout(here.schema).itemsize
+    written = path.stat().st_mtime_ns
+    assert recorded(here, Encoder(here), "train").stat().st_mtime_ns == written
+    assert recorded(here, Encoder(here), "test") != path
+    lake.write_json(here.folder / lake.MANIFEST, {"fingerprint": "second", "files": {}})
+    assert recorded(here, Encoder(here), "train") != path
+    assert not path.exists()
+    assert len(list(tmp_path.glob("records_test-*"))) == len(list(tmp_path.glob("records_train-*"))) == 1
+
+
+def test_a_row_in_an_unknown_domain_is_not_recorded(store):
+    log = store.log("test")
+    with pytest.raises(ValueError, match="column domain: 3 is the number of no domain"):
+        Encoder(store).records(replace(log, domain=np.full_like(log.domain, 3)))

@@ -7,19 +7,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline import lake
 from pipeline.config import Contract, Features, Simulator, Split
 from pipeline.features import build
 from pipeline.sources import contract
 
+DEFAULT = Features()
+
 
 @contextmanager
-def features_of(*, users: int, items: int, impressions: int, seed: int) -> Iterator[Path]:
+def features_of(*, users: int, items: int, impressions: int, seed: int, features: Features = DEFAULT) -> Iterator[Path]:
     """The folder of a market's features, gone when the block ends."""
     with tempfile.TemporaryDirectory(prefix="recfunnel-bench-") as place:
-        events, features = Path(place) / "events", Path(place) / "features"
+        events, made = Path(place) / "events", lake.stage(Path(place), "features", "bench")
         events.mkdir()
-        features.mkdir()
         source = Simulator(users=users, items=items, impressions=impressions, seed=seed)
         contract.write_events(source, Contract(), events)
-        build.build(events, features, features=Features(), contract=Contract(), split=Split())
-        yield features
+        with made.writing() as folder:
+            build.build(events, folder, features=features, contract=Contract(), split=Split())
+        yield made.path

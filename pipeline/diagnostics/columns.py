@@ -14,8 +14,9 @@ import polars as pl
 
 from models.schema import Field, Number
 from pipeline.features import statistics
+from pipeline.features.crosses import code_texts
 from pipeline.features.identity import canonical
-from pipeline.features.store import POSITIONS, UNKNOWN_AGE, FeatureStore, Rows
+from pipeline.features.store import UNKNOWN_AGE, FeatureStore, Rows
 
 Integers = npt.NDArray[np.integer]
 Numbers = npt.NDArray[np.float32]
@@ -126,16 +127,11 @@ def _context(store: FeatureStore, field: Field, place: int) -> Category:
 
 def _code_names(store: FeatureStore, name: str, codes: list[int]) -> list[str]:
     """What a field's codes stand for."""
-    match name:
-        case "domain":
-            return [store.schema.domains[code - 1] for code in codes]
-        case "hour":
-            return [f"{code - 1}:00" for code in codes]
-        case "position":
-            return [str(code) if code < POSITIONS else f"{POSITIONS} or later" for code in codes]
+    field = store.schema.fields[store.schema.position(name)]
     vocabulary = pl.scan_parquet(store.folder / "vocabulary.parquet").filter(pl.col("field") == name)
     known = dict(vocabulary.select("code", "value").collect().iter_rows())
-    return [known.get(code, f"part {code}") for code in codes]
+    known = known or dict(enumerate(code_texts(field, store.schema.domains), start=1))
+    return [known[code] for code in codes]
 
 
 def _ids(store: FeatureStore, role: str, rows: list[int]) -> list[str]:

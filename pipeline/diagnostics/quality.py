@@ -22,6 +22,7 @@ from pipeline.diagnostics import quality_page
 from pipeline.diagnostics.columns import features_of
 from pipeline.diagnostics.daily import Frame, measure
 from pipeline.features import statistics
+from pipeline.features.pairs import way_out
 from pipeline.features.store import FeatureStore, Rows
 from pipeline.lake import InputError
 from pipeline.progress import progress
@@ -82,7 +83,7 @@ def tell(folder: Path, settings: config.Quality) -> None:
         key = f"quality.stop_{stop['figure']}"
         raise InputError(
             f"feature {stop['feature']!r} on {stop['day']}: {TOLD[stop['figure']]}, is {stop['value']:.3f}, and {key} "
-            f"is {stop['limit']:g}; mend that day's log, take the column out of [features], or raise {key} "
+            f"is {stop['limit']:g}; mend that day's log, {way_out(stop['feature'])}, or raise {key} "
             f"({folder / 'quality.html'} shows it)"
         )
 

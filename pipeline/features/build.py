@@ -8,6 +8,7 @@ are read, so a split that moves recomputes no day.
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 
 from models.schema import Field, Schema, Sequence
 from pipeline import config
-from pipeline.features import crosses, facts, identity, indexes, numeric, pairs, partition, statistics
+from pipeline.features import crosses, facts, identity, indexes, numeric, pairs, partition, statistics, survey
 from pipeline.features import days as kept_days
 from pipeline.features.days import Each, one_by_one
 from pipeline.features.identity import Vocabulary
@@ -47,6 +48,7 @@ from pipeline.features.store import (
     read_group,
     row_groups,
 )
+from pipeline.features.survey import Survey
 from pipeline.features.timeline import Integers
 from pipeline.lake import InputError, write_json
 from pipeline.progress import progress
@@ -57,6 +59,7 @@ FITTED_ROWS = 1 << 19
 CHECKED_ROWS = 1 << 18
 BEHAVIOUR_ROWS = 1 << 23
 WORK = "work"
+PARTITIONS = "partitions"
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,8 @@ def build(
 ) -> dict[str, float]:
     """Fill `out` with the features folder of an events folder; returns counts, vocabulary sizes and leak figures.
 
-    Days of facts are looked for and left in the folder `kept`, on the same disk best; without it all are computed.
-    `each` runs the jobs; wherever it runs them, they must see the same files.
+    Days, partitioned and as facts, are looked for and left in the folder `kept`, on the same disk best; without it all
+    are computed. `each` runs the jobs; wherever it runs them, they must see the same files.
 
     Raises InputError for a configured column that is not there, an empty slice, or a feature that leaks.
     """
@@ -90,14 +93,16 @@ def build(
     work.mkdir()
     names = pl.read_parquet_schema(events / "events.parquet")
     check_settings(events, names, features, contract.tasks)
-    numbered = partition.number(events, work)
+    kept = kept or work / "kept"
+    surveyed = survey.survey(events / "events.parquet", kept / PARTITIONS)
+    numbered = partition.number(events, work, surveyed.first)
     settings = fact_settings(features, contract, list(names))
-    log = Partitioned.of(events, work, settings, numbered.domains, each)
+    log, cut = Partitioned.of(events, work, settings, numbered, surveyed, kept / PARTITIONS, each)
     bounds = slices(_times(log, split), split)
     write_json(out / "slices.json", bounds)
 
     keys = {side: _keys(side, table, features) for side, table in (("user", numbered.users), ("item", numbered.items))}
-    told = _write_days(log, numbered, keys, kept or work / "kept", out / DAYS, each)
+    told = _write_days(log, numbered, keys, kept, out / DAYS, each)
 
     users = _encode("user", numbered.users, keys["user"], log, features, features.user, bounds["validation"])
     items = _encode("item", numbered.items, keys["item"], log, features, features.item, bounds["validation"])
@@ -147,6 +152,7 @@ def build(
         "numbers": len(store.schema.numbers),
         **log.slices(contract.tasks, bounds),
         **told,
+        "days_partitioned": cut,
         **{name: value for one in vocabularies for name, value in one.metrics().items()},
         **chosen.metrics(),
         "leak_maximum_auc": leak,
@@ -192,18 +198,36 @@ class Partitioned:
 
     @classmethod
     def of(
-        cls, events: Path, work: Path, settings: facts.Settings, domains: tuple[str, ...], each: Each
-    ) -> Partitioned:
-        cuts = partition.stretches(
-            events,
-            work,
-            columns=tuple(dict.fromkeys(("shown", *settings.kept, *settings.context))),
-            delays=settings.delays,
-            domains=domains,
-            parts=settings.parts,
-        )
-        days = [day for run in each(partition.cut, cuts) for day in run]
-        return cls(work, settings, domains, tuple(days), partition.cut_history(events, work, settings.parts))
+        cls,
+        events: Path,
+        work: Path,
+        settings: facts.Settings,
+        numbered: Numbered,
+        surveyed: Survey,
+        kept: Path,
+        each: Each,
+    ) -> tuple[Partitioned, int]:
+        """The log, whose days lie in the folder `kept`, and how many of them did not before; a day that is there and
+        not of the log goes."""
+        columns = tuple(dict.fromkeys(("shown", *settings.kept, *settings.context)))
+        wanted = partition.Kept(columns, settings.delays, settings.parts)
+        prints = partition.fingerprints(surveyed.made_from(), numbered, wanted)
+        folders = {day: kept / f"{partition.date(day)}-{print_}" for day, print_ in prints.items()}
+        new = [day for day, folder in folders.items() if not folder.exists()]
+        with tempfile.TemporaryDirectory(prefix=".days-", dir=kept) as place:
+            cuts = partition.stretches(
+                events, work, Path(place), new, surveyed.days, kept=wanted, domains=numbered.domains
+            )
+            each(partition.cut, cuts)
+            for day in new:
+                (Path(place) / partition.date(day)).rename(folders[day])
+        for other in set(kept.glob("????-??-??-*")) - set(folders.values()):
+            shutil.rmtree(other, ignore_errors=True)
+        for day, folder in folders.items():
+            (work / partition.date(day)).symlink_to(folder.resolve(), target_is_directory=True)
+        days = tuple(partition.read(partition.day_file(work, day)) for day in folders)
+        history = partition.cut_history(events, work, settings.parts)
+        return cls(work, settings, numbered.domains, days, history), len(new)
 
     def scan(self, before: int | None = None) -> pl.LazyFrame:
         """All events, or those before a time (µs)."""

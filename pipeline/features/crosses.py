@@ -10,6 +10,13 @@ cells (Miller, "Note on the bias of information estimates", 1955), else a pair w
 is as many times greater as rows of one user or one item are alike (Rao & Scott, "On chi-squared tests for multiway
 contingency tables with cell proportions estimated from survey data", Annals of Statistics 1984), else it would win by
 telling users apart.
+
+A pair made from columns is kept only if chance does not explain its interaction: if it lies more than `DEVIATIONS`
+standard deviations above none at all. This is judged by Pearson's X², since of cells with few positives, of which a
+cross has most, the likelihood ratio is too great on average, and X² is not; its variance is that of the cells' own
+binomial distributions (McCullagh, "On the asymptotic distribution of Pearson's statistic in linear exponential-family
+models", International Statistical Review 1985), and a gamma distribution with both moments is made a normal one by its
+cube root (Wilson & Hilferty, "The distribution of chi-square", PNAS 1931).
 """
 
 from __future__ import annotations
@@ -29,11 +36,13 @@ from pipeline import config
 from pipeline.features import identity
 from pipeline.features.identity import VALUE_BITS, Vocabulary
 from pipeline.features.pairs import CROSS, FILE, Pair
+from pipeline.features.store import POSITIONS
 from pipeline.features.timeline import Integers
 from pipeline.lake import InputError
 from pipeline.progress import progress
 
 Counts = npt.NDArray[np.integer[Any]]
+Floats = npt.NDArray[np.float64]
 
 JUDGED = {
     "field": pl.String,
@@ -43,10 +52,12 @@ JUDGED = {
     "left": pl.Float64,
     "right": pl.Float64,
     "interaction": pl.Float64,
+    "deviations": pl.Float64,
 }
 GROUPS = ("user", "item")
 SAMPLE = 1 << 20
 ROUNDS, PRECISION = 100, 1e-3
+DEVIATIONS = 4.0
 CODES = {"field": pl.String, "left": pl.Int32, "right": pl.Int32, "code": pl.Int32}
 
 
@@ -55,9 +66,9 @@ class Crosses:
     """What was chosen: `fields`, their `vocabularies`, and `codes`: field, left, right (codes of the parts), code.
 
     `sizes` are those of the fields that can be crossed. `judged` has a row for each candidate, the most informative
-    first: field, chosen, pairs (admitted ones), share (of the rows, that have one), and in nats an impression, over
-    these rows, information, left, right (of the parts) and
-    interaction.
+    first: field, chosen, pairs (admitted ones), share (of the rows, that have one), in nats an impression, over these
+    rows, information, left, right (of the parts) and interaction, and how many standard deviations (`deviations`) that
+    lies above what chance alone would give.
     """
 
     fields: tuple[Field, ...]
@@ -134,7 +145,8 @@ def choose(
 
     `rows` has the columns user, item, time (µs), the task's, and `code_<field>` of all that may be crossed;
     `values[name]` has the value and the FID of each of a field's codes 1, 2, …. The pairs that the settings list are
-    kept, and of those made from their columns the `keep` with the most interaction information, if they have any.
+    kept, and of those made from their columns the `keep` with the most interaction information, if chance does not
+    explain it: by more than `DEVIATIONS` standard deviations, which noise passes once in 30,000 times.
 
     Only the pairs of codes are held in memory, and for the likeness of a user's or an item's rows those of every so
     many users or items: about `SAMPLE` rows. Raises InputError for a field with more pairs than a vocabulary can hold.
@@ -155,14 +167,12 @@ def choose(
             identity.check_distinct(name, coded.select(key.approx_n_unique()).collect(engine="streaming").item())
         counted = _cells(coded, left, right)
         admitted = counted.filter(pl.col("shown") >= admit_after, pl.col("last_seen") >= evict_before)
-        groups = [_cells(sample.lazy(), left, right, group) for group, sample in samples.items()]
+        groups = {group: _cells(sample.lazy(), left, right, group) for group, sample in samples.items()}
         judged.append({"field": name, **_judge(admitted, groups, total)})
     listed = pl.col("field").is_in(list(settings.pairs))
-    best = (pl.col("interaction").rank("ordinal", descending=True).over(listed) <= settings.keep) & (
-        pl.col("interaction") > 0
-    )
-    table = pl.DataFrame(judged, schema=JUDGED).with_columns(chosen=listed | best)
-    table = table.sort("interaction", "field", descending=[True, False])
+    told = ~listed & (pl.col("interaction") > 0) & (pl.col("deviations") > DEVIATIONS)
+    table = pl.DataFrame(judged, schema=JUDGED).sort("interaction", "field", descending=[True, False])
+    table = table.with_columns(chosen=listed | (told & (told.cum_sum() <= settings.keep)))
     chosen = [name for name in names if name in set(table.filter("chosen")["field"])]
     identity.check_slots([*fields, *chosen])
     made = [_vocabulary(name, _cells(coded, *name.split(CROSS)), values, admit_after, evict_before) for name in chosen]
@@ -185,10 +195,23 @@ def values_of(
     known = {one.field: one.table.select("value", "fid") for one in vocabularies}
     for field in fields:
         if field.name not in known:
-            texts = list(domains) if field.name == "domain" else [str(code) for code in range(1, field.size)]
-            series = pl.Series("value", texts, dtype=pl.String)
-            known[field.name] = pl.DataFrame([series, identity.fids(field.name, series)])
+            codes = list(domains) if field.name == "domain" else [str(code) for code in range(1, field.size)]
+            fids = identity.fids(field.name, pl.Series(codes, dtype=pl.String))
+            texts = pl.Series("value", code_texts(field, domains), dtype=pl.String)
+            known[field.name] = pl.DataFrame([texts, fids.alias("fid")])
     return known
+
+
+def code_texts(field: Field, domains: tuple[str, ...]) -> list[str]:
+    """What the codes 1, 2, … of a field without a vocabulary stand for, to be read by people."""
+    match field.name:
+        case "domain":
+            return list(domains)
+        case "hour":
+            return [f"{code - 1}:00" for code in range(1, field.size)]
+        case "position":
+            return [str(code) if code < POSITIONS else f"{POSITIONS} or later" for code in range(1, field.size)]
+    return [f"part {code}" for code in range(1, field.size)]
 
 
 def pair_fids(field: str, left: Integers, right: Integers) -> Integers:
@@ -221,18 +244,19 @@ def information(shown: Counts, positive: Counts) -> float:
     return float(found - (len(shown) - 1) * (classes - 1) / (2 * total))
 
 
-def interaction(cells: pl.DataFrame, groups: Iterable[pl.DataFrame] = ()) -> float:
-    """What pairs tell of the 0/1 labels of their rows beyond the two parts' own effects, in nats a row, less its bias.
+def interaction(cells: pl.DataFrame, groups: Mapping[str, pl.DataFrame]) -> tuple[float, float]:
+    """What pairs tell of the 0/1 labels of their rows beyond the two parts' own effects, in nats a row, less its bias;
+    and how many standard deviations that lies above nothing.
 
     `cells` has the columns left, right (codes), shown (rows) and positive. The model without interaction is fitted by
-    iterative proportional fitting (Deming & Stephan, 1940). Rows in one row of the `groups`, which have the same
-    columns for each pair and, say, user, are not taken for independent.
+    iterative proportional fitting (Deming & Stephan, 1940). Rows of one value of a column that `groups` names are not
+    taken for independent: its table has the same columns for each pair and value, of all rows or of a sample.
     """
     sides = [np.unique(cells[part], return_inverse=True)[1] for part in ("left", "right")]
     shown, positive = cells["shown"].to_numpy(), cells["positive"].to_numpy()
     found = np.stack([shown - positive, positive])
     if not found.sum(axis=1).all():
-        return 0.0
+        return 0.0, 0.0
     expected = np.stack([shown, shown]) / 2
     for _ in range(ROUNDS):
         before = expected
@@ -244,19 +268,48 @@ def interaction(cells: pl.DataFrame, groups: Iterable[pl.DataFrame] = ()) -> flo
             break
     some = found > 0
     beyond = (found[some] * np.log(found[some] / expected[some])).sum()
-    free = max(len(shown) - sum(int(side.max()) + 1 for side in sides) + 1, 0)
     rates = cells.select("left", "right", rate=pl.Series(expected[1] / shown))
-    effect = max([1.0, *(_design_effect(rates, group) for group in groups)])
-    return float((beyond - effect * free / 2) / shown.sum())
+    effect = 1 + sum(max(_design_effect(rates, group, by) - 1, 0) for by, group in groups.items())
+    free = max(len(shown) - sum(int(side.max()) + 1 for side in sides) + 1, 0)
+    return float((beyond - effect * free / 2) / shown.sum()), _deviations(found, expected, sides, effect)
 
 
-def _design_effect(rates: pl.DataFrame, group: pl.DataFrame) -> float:
-    """How many times greater the variance of the cells' sums of labels is than that of independent rows with these
-    rates, if rows of one group are alike."""
-    told = group.join(rates, on=["left", "right"], maintain_order="left")
-    shown, positive, rate = (told[name].to_numpy() for name in ("shown", "positive", "rate"))
-    independent = (shown * rate * (1 - rate)).sum()
-    return float(((positive - shown * rate) ** 2).sum() / independent) if independent > 0 else 1.0
+def _deviations(found: Counts, expected: Floats, sides: list[Integers], effect: float) -> float:
+    """How many standard deviations Pearson's statistic of counts (2, P) lies above its mean, were there no interaction,
+    if it is `effect` times as great as that of independent rows."""
+    open_ = expected.min(axis=0) > 0
+    free = int(open_.sum()) - sum(len(np.unique(side[open_])) for side in sides) + 1
+    if free <= 0 or not open_.any():
+        return 0.0
+    (no, yes), positive = expected[:, open_], found[1, open_]
+    shown = no + yes
+    spread = no * yes / shown
+    statistic = ((positive - yes) ** 2 / spread).sum() / effect
+    variance = free * np.mean(2 + 1 / spread - 6 / shown)
+    if variance <= 0:
+        return 0.0
+    shape = 2 * free**2 / variance
+    return float((np.cbrt(statistic / free) - 1 + 2 / (9 * shape)) * np.sqrt(9 * shape / 2))
+
+
+def _design_effect(rates: pl.DataFrame, group: pl.DataFrame, by: str) -> float:
+    """How many times greater the variance of the interaction's contrasts is than that of independent rows with these
+    rates, if rows with one value of the column `by` are alike: what a user's rows have in common in all its cells goes
+    to the parts' own effects and not to their interaction."""
+    rate, shown = pl.col("rate"), pl.col("shown")
+    told = group.join(rates, on=["left", "right"], maintain_order="left").filter(rate > 0, rate < 1)
+    told = told.with_columns(rest=pl.col("positive") - shown * rate, spread=shown * rate * (1 - rate), whole=0)
+
+    def squares(*margin: str) -> tuple[float, int]:
+        """The squared residuals of the groups in a margin against its variance, and the size of the margin."""
+        spread = told.group_by(margin, maintain_order=True).agg(pl.col("spread").sum())
+        sums = told.group_by(by, *margin, maintain_order=True).agg(pl.col("rest").sum())
+        sums = sums.join(spread, on=margin, maintain_order="left")
+        return sums.select((pl.col("rest") ** 2 / pl.col("spread")).sum()).item(), spread.height
+
+    margins = (("left", "right"), 1), (("left",), -1), (("right",), -1), (("whole",), 1)
+    found, free = (sum(part) for part in zip(*(np.multiply(squares(*one), sign) for one, sign in margins), strict=True))
+    return float(found / free) if free > 0 else 1.0
 
 
 def _cells(rows: pl.LazyFrame, left: str, right: str, *by: str) -> pl.DataFrame:
@@ -272,7 +325,7 @@ def _cells(rows: pl.LazyFrame, left: str, right: str, *by: str) -> pl.DataFrame:
     return counted.collect(engine="streaming").sort("left", "right", *by)
 
 
-def _judge(cells: pl.DataFrame, groups: Iterable[pl.DataFrame], rows: int) -> dict[str, float]:
+def _judge(cells: pl.DataFrame, groups: Mapping[str, pl.DataFrame], rows: int) -> dict[str, float]:
     """Measured on the rows where the cross says anything, then times their share of all the `rows`."""
     shown, positive = cells["shown"].to_numpy(), cells["positive"].to_numpy()
     told = {"information": np.arange(len(shown)), "left": cells["left"].to_numpy(), "right": cells["right"].to_numpy()}
@@ -280,9 +333,10 @@ def _judge(cells: pl.DataFrame, groups: Iterable[pl.DataFrame], rows: int) -> di
         name: information(np.bincount(part, shown).astype(np.int64), np.bincount(part, positive).astype(np.int64))
         for name, part in told.items()
     }
-    measured["interaction"] = interaction(cells, groups)
+    measured["interaction"], deviations = interaction(cells, groups)
     share = float(shown.sum() / max(rows, 1))
-    return {"pairs": len(shown), "share": share} | {name: share * value for name, value in measured.items()}
+    scaled = {name: share * value for name, value in measured.items()}
+    return {"pairs": len(shown), "share": share, **scaled, "deviations": deviations}
 
 
 def _vocabulary(

@@ -6,6 +6,7 @@ the events that each was computed from, as row numbers of the store's own tables
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -189,7 +190,7 @@ def moment(text: str) -> int:
     return round(when.timestamp()) * 1_000_000 + when.microsecond
 
 
-def event_table(store: FeatureStore, table: dict[str, Any], rows: Integers) -> pl.DataFrame:
+def event_table(store: FeatureStore, table: Mapping[str, Any], rows: Integers) -> pl.DataFrame:
     """Events of `store.events` or of a behaviour as a person reads them: time, raw ids, domain, and what they count."""
     ids = {f"{side}_id": _ids(store, side).gather(table[side][rows]) for side in SIDES}
     named = pl.Series([*store.schema.domains, None], dtype=pl.String)
@@ -378,7 +379,7 @@ def terminal(explained: Explanation, store: FeatureStore) -> None:
         console.print(table)
 
 
-def _print_events(console: Console, store: FeatureStore, table: dict[str, Any], rows: Integers, time: int) -> None:
+def _print_events(console: Console, store: FeatureStore, table: Mapping[str, Any], rows: Integers, time: int) -> None:
     """How many events, from when to when, and the last of them with how long before `time` they were."""
     if not len(rows):
         console.print("from no event")

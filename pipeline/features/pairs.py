@@ -46,6 +46,13 @@ class Pair:
         return codes
 
 
+def way_out(field: str) -> str:
+    """How the settings are rid of a field, as a part of a message."""
+    if CROSS in field:
+        return "take the pair out of features.crosses.pairs, or one of its columns out of features.crosses.columns"
+    return "take the column out of [features]"
+
+
 def read(folder: Path, schema: Schema) -> tuple[Pair, ...]:
     """The crosses that are computed row by row, those with role "cross", in the order of the schema's fields."""
     crosses = [schema.fields[place].name for place in schema.positions("cross")]

@@ -7,46 +7,59 @@ before it has used. A part holds the users whose number leaves the same remainde
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
-from pipeline.lake import InputError, hash_file, hash_value
+from pipeline.lake import InputError, code_version, hash_file, hash_value
 
 DAY = 86_400_000_000
 BEFORE = -(1 << 31)
 STRETCH = 1 << 21
 KEYS = ("user", "item", "domain", "time")
+DAY_FILE = "day.json"
 
 
 @dataclass(frozen=True)
 class Numbered:
     """The tables of users and items, in order of their numbers: row 0 is the unknown one, `first_day` counts from 1970
-    and is null for those that never occurred. `domains` are in order of their numbers, which begin at 0."""
+    and is null for those that never occurred. `domains` are in order of their numbers, which begin at 0. `prints` has
+    by first day a hash of all that are numbered then."""
 
     users: pl.DataFrame
     items: pl.DataFrame
     domains: tuple[str, ...]
+    prints: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of every row: `columns`, of which those in `delays` say when a task's positive became known."""
+
+    columns: tuple[str, ...]
+    delays: tuple[str, ...]
+    parts: int
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Days to be cut out of the log in one go, the row groups they lie in, and what is kept of them."""
+    """Days to be cut out of the log in one go, into folders of `out`, and the row groups they lie in; `work` has the
+    numbers."""
 
     events: Path
     work: Path
+    out: Path
+    kept: Kept
+    domains: tuple[str, ...]
     days: tuple[int, ...]
     row_groups: tuple[int, ...]
-    columns: tuple[str, ...]
-    delays: tuple[str, ...]
-    domains: tuple[str, ...]
-    parts: int
 
 
 @dataclass(frozen=True)
@@ -86,50 +99,88 @@ def history_file(work: Path, part: int) -> Path:
     return work / f"history-{part:02d}.parquet"
 
 
-def number(events: Path, work: Path) -> Numbered:
-    """Number users, items and domains; what `cut` needs of it is written to `work`."""
-    log = pl.scan_parquet(events / "events.parquet")
-    day = pl.col("time").dt.epoch("us").min() // DAY
-    tables = {}
+def day_file(work: Path, day: int) -> Path:
+    """What is known of a day: a `Day`."""
+    return work / date(day) / DAY_FILE
+
+
+def read(path: Path) -> Day:
+    return Day(**json.loads(path.read_text()))
+
+
+def number(events: Path, work: Path, first: Mapping[str, pl.DataFrame]) -> Numbered:
+    """Number users, items and domains by the day on which each occurred first in the log (`Survey.first`); what `cut`
+    needs of it is written to `work`."""
+    tables, prints = {}, {}
     for side in ("user", "item"):
-        first = log.group_by(f"{side}_id").agg(first_day=day.cast(pl.Int32))
+        seen = first[f"{side}_id"]
         if (path := events / "history.parquet").exists():
-            prior = pl.scan_parquet(path).select(f"{side}_id", pl.lit(BEFORE, pl.Int32).alias("first_day"))
-            first = pl.concat([first, prior]).group_by(f"{side}_id").agg(pl.col("first_day").min())
-        table = pl.read_parquet(events / f"{side}s.parquet")
-        table = table.join(first.collect(engine="streaming"), on=f"{side}_id", how="left")
+            prior = pl.scan_parquet(path).select(f"{side}_id", pl.lit(BEFORE, pl.Int32).alias("first_day")).unique()
+            seen = pl.concat([seen, prior.collect(engine="streaming")])
+            seen = seen.group_by(f"{side}_id").agg(pl.col("first_day").min())
+        table = pl.read_parquet(events / f"{side}s.parquet").join(seen, on=f"{side}_id", how="left")
         table = table.sort("first_day", f"{side}_id", nulls_last=True)
         numbers = table.select(f"{side}_id", pl.int_range(1, pl.len() + 1, dtype=pl.Int32).alias(side), "first_day")
-        numbers.drop_nulls("first_day").drop("first_day").write_parquet(work / f"{side}_numbers.parquet")
+        numbers = numbers.drop_nulls("first_day")
+        numbers.drop("first_day").write_parquet(work / f"{side}_numbers.parquet")
+        prints[side] = _by_first_day(numbers[f"{side}_id"], numbers["first_day"])
         tables[side] = pl.concat([table.clear(1), table])
-    domains = log.group_by("domain").agg(day=day).sort("day", "domain").collect()["domain"].to_list()
-    return Numbered(tables["user"], tables["item"], tuple(domains))
+    domains = first["domain"].sort("first_day", "domain")
+    prints["domain"] = _by_first_day(domains["domain"], domains["first_day"])
+    return Numbered(
+        users=tables["user"],
+        items=tables["item"],
+        domains=tuple(domains["domain"]),
+        prints={
+            day: hash_value([one.get(day) for one in prints.values()])
+            for day in sorted({day for one in prints.values() for day in one})
+        },
+    )
+
+
+def _by_first_day(values: pl.Series, first_day: pl.Series) -> dict[int, str]:
+    """By first day, which ascends, a hash of its values."""
+    days, begins = np.unique(first_day.to_numpy(), return_index=True)
+    hashes = np.split(values.hash().to_numpy(), begins[1:])
+    return {int(day): xxhash.xxh3_128_hexdigest(some.tobytes()) for day, some in zip(days, hashes, strict=True)}
+
+
+def fingerprints(made_from: Mapping[int, Sequence[str]], numbered: Numbered, kept: Kept) -> dict[int, str]:
+    """Of each day, in order; `made_from` has the hashes of the row groups that it lies in (`Survey.made_from`)."""
+    given = hash_value([code_version(cut), pl.__version__, asdict(kept)])
+    unused = sorted(numbered.prints.items(), reverse=True)
+    found = {}
+    for day, raw in made_from.items():
+        while unused and unused[-1][0] <= day:
+            given = hash_value([given, *unused.pop()])
+        found[day] = hash_value([given, day, raw])[:16]
+    return found
 
 
 def stretches(
-    events: Path, work: Path, *, columns: tuple[str, ...], delays: tuple[str, ...], domains: tuple[str, ...], parts: int
+    events: Path,
+    work: Path,
+    out: Path,
+    days: Sequence[int],
+    groups: Sequence[Mapping[int, int]],
+    *,
+    kept: Kept,
+    domains: tuple[str, ...],
 ) -> list[Stretch]:
-    """The log's days in runs of about two million rows."""
-    rows: dict[int, int] = {}
-    groups: dict[int, list[int]] = {}
-    file = pq.ParquetFile(events / "events.parquet")
-    for group in range(file.num_row_groups):
-        times = file.read_row_group(group, ["time"])["time"].cast(pa.timestamp("us", "UTC")).cast(pa.int64())
-        for day, count in zip(*np.unique(times.to_numpy() // DAY, return_counts=True), strict=True):
-            rows[int(day)] = rows.get(int(day), 0) + int(count)
-            groups.setdefault(int(day), []).append(group)
+    """Some days of the log in runs of about two million rows; `groups` say how many rows of which day each of its row
+    groups has."""
+    rows = {day: sum(group.get(day, 0) for group in groups) for day in days}
     return [
         Stretch(
             events,
             work,
+            out,
+            kept,
+            domains,
             days=tuple(run),
-            row_groups=tuple(sorted({group for day in run for group in groups[day]})),
-            columns=columns,
-            delays=delays,
-            domains=domains,
-            parts=parts,
+            row_groups=tuple(place for place, group in enumerate(groups) if not group.keys().isdisjoint(run)),
         )
-        for run in runs(sorted(rows), rows, STRETCH)
+        for run in runs(sorted(days), rows, STRETCH)
     ]
 
 
@@ -145,13 +196,14 @@ def runs(days: list[int], rows: dict[int, int], limit: int) -> Iterator[list[int
         yield run
 
 
-def cut(stretch: Stretch) -> list[Day]:
-    """Write the parts of the stretch's days; the order of the rows in the log does not matter.
+def cut(stretch: Stretch) -> None:
+    """Write the files of the stretch's days; the order of the rows in the log does not matter.
 
     Raises InputError for a delayed task that is known before its impression.
     """
+    kept = stretch.kept
     file = pq.ParquetFile(stretch.events / "events.parquet")
-    wanted = ["user_id", "item_id", "domain", "time", *stretch.columns]
+    wanted = ["user_id", "item_id", "domain", "time", *kept.columns]
     table = pl.from_arrow(file.read_row_groups(list(stretch.row_groups), columns=wanted))
     assert isinstance(table, pl.DataFrame)
     table = table.with_columns(pl.col(pl.Datetime).dt.epoch("us"), day=pl.col("time").dt.epoch("us") // DAY)
@@ -162,30 +214,27 @@ def cut(stretch: Stretch) -> list[Day]:
     table = table.with_columns(
         pl.col("user", "item").fill_null(0),
         pl.col("domain").replace_strict(stretch.domains, list(range(len(stretch.domains))), return_dtype=pl.Int16),
-    ).select("day", (pl.col("user") % stretch.parts).alias("part"), *KEYS, *stretch.columns)
-    for delay in stretch.delays:
+    ).select("day", (pl.col("user") % kept.parts).alias("part"), *KEYS, *kept.columns)
+    for delay in kept.delays:
         if early := table.filter(pl.col(delay) < pl.col("time")).height:
             raise InputError(
                 f"{stretch.events / 'events.parquet'}: column {delay!r} lies before its impression in {early} rows; "
                 "mend these times, or run the events stage again, which sets such rows apart"
             )
-    days = []
     parts = _in_order(table).partition_by("day", "part", as_dict=True, maintain_order=True)
     for day in stretch.days:
-        folder = stretch.work / date(day)
-        folder.mkdir(exist_ok=True)
+        (stretch.out / date(day)).mkdir(exist_ok=True)
         digests = []
-        for part in range(stretch.parts):
+        for part in range(kept.parts):
             events = parts.get((day, part), table.clear()).drop("day", "part")
-            _write(events, events_file(stretch.work, day, part))
-            _write(_late(events, stretch.delays), late_file(stretch.work, day, part))
-            digests.append(hash_file(events_file(stretch.work, day, part)))
-        whole = [parts[day, part] for part in range(stretch.parts) if (day, part) in parts]
+            _write(events, events_file(stretch.out, day, part))
+            _write(_late(events, kept.delays), late_file(stretch.out, day, part))
+            digests.append(hash_file(events_file(stretch.out, day, part)))
+        whole = [parts[day, part] for part in range(kept.parts) if (day, part) in parts]
         times = pl.concat([part.filter("shown")["time"] for part in whole])
         first, last = (int(times.min()), int(times.max())) if len(times) else (0, 0)  # type: ignore[arg-type]
-        events_count = sum(part.height for part in whole)
-        days.append(Day(day, events_count, len(times), first, last, hash_value(digests)))
-    return days
+        told = Day(day, sum(part.height for part in whole), len(times), first, last, hash_value(digests))
+        day_file(stretch.out, day).write_text(json.dumps(asdict(told)))
 
 
 def cut_history(events: Path, work: Path, parts: int) -> str:

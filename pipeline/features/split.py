@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import Split
+from pipeline.features.pairs import way_out
 from pipeline.features.timeline import Integers
 from pipeline.lake import InputError
 
@@ -78,7 +79,7 @@ def single_feature_aucs(
             if found[name, task] > MAXIMUM_AUC:
                 raise InputError(
                     f"feature {name!r} alone predicts {task!r} with AUC {found[name, task]:.3f} on training rows: it "
-                    "is made from the label or from what came after; remove its column from [features]"
+                    f"is made from the label or from what came after; {way_out(name)}"
                 )
     return found
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,6 +41,7 @@ T = TypeVar("T")
 DAYS = "days"
 
 Columns = dict[str, npt.NDArray[Any]]
+Events = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,29 @@ class Recipe:
         return cls(lengths=raw["lengths"], match_content=raw["match_content"], priors=priors, **tuples)
 
 
+class Deferred(Mapping[str, npt.NDArray[Any]]):
+    """Columns that are read when they are first asked for."""
+
+    def __init__(self, read: Callable[[], Columns]) -> None:
+        self._read = read
+
+    @cached_property
+    def _columns(self) -> Columns:
+        return self._read()
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        return self._columns[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+
 @dataclass(frozen=True, eq=False)
 class FeatureStore:
-    """A features folder in memory.
+    """A features folder, of which the users and items are in memory, and events and days come there when asked for.
 
     `users`, `items`: columns by row number (`code_…`, `number_…`, `key_…`, `published`, `content`); row 0 is unknown.
     `behaviours`: per behaviour the columns user, item, domain and time, sorted by (user, time).
@@ -125,29 +146,27 @@ class FeatureStore:
     recipe: Recipe
     users: Columns
     items: Columns
-    behaviours: dict[str, Columns]
-    events: Columns
+    behaviours: Mapping[str, Events]
+    events: Events
     crosses: tuple[Pair, ...] = ()
 
     @classmethod
     def open(cls, folder: Path) -> FeatureStore:
+        """Reads the users and the items, and of the log nothing."""
         schema = Schema.from_json((folder / "schema.json").read_text())
         recipe = Recipe.from_json(json.loads((folder / "encoders.json").read_text())["recipe"])
-        store = cls(
+        paths = {one.name: folder / f"behaviour_{one.name}.parquet" for one in schema.sequences}
+        return cls(
             folder=folder,
             schema=schema,
             slices=json.loads((folder / "slices.json").read_text()),
             recipe=recipe,
             users=read_columns(folder / "users.parquet"),
             items=read_columns(folder / "items.parquet"),
-            behaviours={one.name: read_columns(folder / f"behaviour_{one.name}.parquet") for one in schema.sequences},
-            events={},
+            behaviours={name: Deferred(partial(read_columns, path)) for name, path in paths.items()},
+            events=Deferred(partial(read_events, folder, recipe.rates)),
             crosses=pairs.read(folder, schema),
         )
-        known = pq.read_schema(next((folder / DAYS).glob("*/user-*.parquet"))).names
-        delays = [f"{rate}_time" for rate in recipe.rates if f"{rate}_time" in known]
-        counted = store.columns(["user", "item", "domain", "time", *recipe.rates, *delays])
-        return replace(store, events=countable(counted, recipe.rates))
 
     def days(self) -> list[str]:
         """The days of the log, such as "2026-11-24", in order."""
@@ -425,6 +444,15 @@ class FeatureStore:
         return contexts
 
 
+def read_events(folder: Path, rates: tuple[str, ...]) -> Columns:
+    """What statistics count of all days, as `countable` gives it."""
+    days = days_of(folder)
+    known = pq.read_schema(next((folder / DAYS / days[0]).glob("user-*.parquet"))).names
+    delays = [f"{rate}_time" for rate in rates if f"{rate}_time" in known]
+    names = ["user", "item", "domain", "time", *rates, *delays]
+    return countable(as_columns(pa.concat_tables([read_day(folder, day, names) for day in days])), rates)
+
+
 def days_of(folder: Path) -> list[str]:
     """The days of a features folder in order."""
     return sorted(path.name for path in (folder / DAYS).iterdir())
@@ -539,7 +567,7 @@ def item_age(published: Integers, time: Integers) -> npt.NDArray[np.float32]:
     return np.where(published == UNKNOWN_TIME, UNKNOWN_AGE, ages)
 
 
-def countable(log: Columns, rates: tuple[str, ...]) -> Columns:
+def countable(log: Events, rates: tuple[str, ...]) -> Columns:
     """The events that statistics count, from columns of the log.
 
     A task whose log has a `<task>_time` column is delayed (a conversion): its positives become known at that time and
@@ -590,6 +618,6 @@ def _prefixed(table: Columns, prefix: str) -> list[str]:
     return [name.removeprefix(prefix) for name in table if name.startswith(prefix)]
 
 
-def _before(table: Columns, moment: int) -> Columns:
+def _before(table: Events, moment: int) -> Columns:
     kept = table["time"] < moment
     return {name: column[kept] for name, column in table.items()}

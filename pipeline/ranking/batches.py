@@ -1,22 +1,26 @@
 """Rows of the feature store as the tensors a model reads (`models.schema.Schema` says which).
 
-Users, items and behaviours lie in memory once, as contiguous tensors that already carry the fused table's offsets;
-a batch is a handful of gathers. Histories are packed, not padded.
+Users and items lie in memory once, as contiguous tensors that already carry the fused table's offsets; a batch is a
+handful of gathers. Histories are packed, not padded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from models.schema import Role, Schema
 from pipeline.features.store import Columns, FeatureStore, Rows
+from pipeline.ranking.histories import Histories
 
 Batch = dict[str, Tensor]
-MINUTE = 60_000_000
+Records = npt.NDArray[Any]
 EVENTS = 2_000_000
 
 
@@ -32,18 +36,10 @@ class Encoder:
         by_role = (schema.positions("user"), schema.positions("item"), schema.positions("context", "cross"))
         self._order = torch.tensor(np.argsort(np.concatenate(by_role)))
         self._content = torch.from_numpy(store.items["content"]) if "content" in store.items else None
-        self._sequences = {}
-        for sequence in schema.sequences:
-            events = store.behaviours[sequence.name]
-            codes = torch.stack([self._of_event(name, events) for name in sequence.fields], dim=1)
-            self._sequences[sequence.name] = (codes, torch.from_numpy(events["time"]), sequence.gaps)
-
-    def _of_event(self, field: str, events: Columns) -> Tensor:
-        """The fused-table rows (events,) of a field of a behaviour's events: the item's, or the domain of the event."""
-        if field == "domain":
-            return torch.from_numpy(events["domain"]).long() + 1 + self.schema.offsets[self.schema.position(field)]
-        names = [self.schema.fields[i].name for i in self.schema.positions("item")]
-        return self._items[:, names.index(field)][torch.from_numpy(events["item"]).long()]
+        self._histories = {
+            one.name: Histories.of(schema, one, store.behaviours[one.name], self._items.numpy())
+            for one in schema.sequences
+        }
 
     def __call__(self, rows: Rows, index: Tensor | None = None) -> Batch:
         """A batch of the rows at `index` (all of them when it is None); beside the input it has `labels` (B, T) and
@@ -63,27 +59,62 @@ class Encoder:
                 f"{', '.join(self.schema.domains)}, or train again on a log with events of the new domain"
             )
         context = pick(rows.context).long() + self._context_offsets
-        fields = torch.cat([self._users[user], self._items[item], context], dim=1)
-        batch = {
-            "fields": fields[:, self._order],
-            "numbers": pick(rows.numbers),
-            "domain": domain,
-            "user": user,
-            "labels": pick(rows.labels),
+        fields = torch.cat([self._users[user], self._items[item], context], dim=1)[:, self._order]
+        histories = {name: (pick(rows.ends[name]), pick(rows.lengths[name])) for name in self._histories}
+        columns = {"numbers": pick(rows.numbers), "domain": domain, "user": user, "labels": pick(rows.labels)}
+        return {"fields": fields, **columns, **self._looked_up(item, pick(rows.time), histories)}
+
+    def records(self, rows: Rows) -> Records:
+        """The rows (N,) as records (`layout`), of which `batch` makes what a call of the encoder makes of the rows."""
+        bare = self(replace(rows, lengths={name: np.zeros_like(column) for name, column in rows.lengths.items()}))
+        records = np.zeros(len(rows), layout(self.schema))
+        for name in ("fields", "numbers", "labels"):
+            records[name] = bare[name].numpy()
+        for name in ("user", "item", "domain", "time"):
+            records[name] = getattr(rows, name)
+        for name in self._histories:
+            records[f"{name}_end"], records[f"{name}_length"] = rows.ends[name], rows.lengths[name]
+        return records
+
+    def batch(self, records: Records) -> Batch:
+        """A batch of records (B,)."""
+
+        def column(name: str) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(records[name]))
+
+        def integers(name: str) -> Tensor:
+            return torch.from_numpy(records[name].astype(np.int64))
+
+        histories = {name: (column(f"{name}_end"), column(f"{name}_length")) for name in self._histories}
+        return {
+            **{"fields": integers("fields"), "numbers": column("numbers")},
+            **{"domain": integers("domain"), "user": integers("user"), "labels": column("labels")},
+            **self._looked_up(integers("item"), column("time"), histories),
         }
-        if self._content is not None:
-            batch["content"] = self._content[item]
-        time = pick(rows.time)
-        for name, (codes, times, gaps) in self._sequences.items():
-            length = pick(rows.lengths[name]).long()
-            row = torch.repeat_interleave(length)
-            before = length.cumsum(0) - length
-            event = torch.arange(len(row)) + (pick(rows.ends[name]) - length - before)[row]
-            minutes = (time[row] - times[event]).clamp(min=0).float() / MINUTE
-            batch[f"{name}.fields"] = codes[event]
-            batch[f"{name}.gap"] = torch.log2(1 + minutes).clamp(max=gaps - 1).long()
-            batch[f"{name}.row"] = row
-        return batch
+
+    def _looked_up(self, item: Tensor, time: Tensor, histories: dict[str, tuple[Tensor, Tensor]]) -> Batch:
+        """What a batch has of the tables in memory: the items' content, and the events of the histories, of which there
+        are ends and lengths."""
+        found = {} if self._content is None else {"content": self._content[item]}
+        for name, (ends, lengths) in histories.items():
+            packed = self._histories[name].pack(ends.numpy(), lengths.numpy(), time.numpy())
+            found[f"{name}.fields"], found[f"{name}.gap"], found[f"{name}.row"] = packed
+        return found
+
+
+def layout(schema: Schema) -> np.dtype[np.void]:
+    """What a record holds of a row: all that does not lie in memory anyway. `fields` are rows of the fused table, and
+    `<sequence>_end` and `<sequence>_length` the place of a history in its behaviour."""
+    columns: list[tuple[str, type] | tuple[str, type, tuple[int]]] = [
+        ("time", np.int64),
+        *((f"{one.name}_end", np.int64) for one in schema.sequences),
+        *((f"{one.name}_length", np.int32) for one in schema.sequences),
+        *((name, np.int32) for name in ("user", "item", "domain")),
+        ("fields", np.int32, (len(schema.fields),)),
+        ("numbers", np.float32, (len(schema.numbers),)),
+        ("labels", np.float32, (len(schema.labels),)),
+    ]
+    return np.dtype(columns, align=True)
 
 
 def shuffled(

@@ -1,0 +1,79 @@
+"""Histories as models read them: the events of many rows, packed one after another by a kernel.
+
+A row's history is a run of a behaviour's table, so that a batch reads one run a row. What models see of an event is
+looked up by its item: of the events, no more than item, domain and time lie in memory, or in a file that is mapped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from numba import njit
+from torch import Tensor
+
+from models.schema import Schema, Sequence
+from pipeline.features.store import Events
+from pipeline.features.timeline import Integers
+
+MINUTE = 60_000_000
+NOWHERE = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Histories:
+    """The events of one behaviour. `codes` (items, F) are the fused-table rows that a sequence's fields have for each
+    item; to those in the column `domain_place` (or `NOWHERE`) the number of the event's domain is added."""
+
+    item: npt.NDArray[np.int32]
+    domain: npt.NDArray[np.int16]
+    time: Integers
+    codes: Integers
+    domain_place: int
+    gaps: int
+
+    @classmethod
+    def of(cls, schema: Schema, sequence: Sequence, events: Events, items: Integers) -> Histories:
+        """From a behaviour's columns and the items' fused-table rows (items, fields of items)."""
+        names = [schema.fields[place].name for place in schema.positions("item")]
+        codes = np.empty((len(items), len(sequence.fields)), np.int64)
+        for place, name in enumerate(sequence.fields):
+            known = name != "domain"
+            codes[:, place] = items[:, names.index(name)] if known else 1 + schema.offsets[schema.position(name)]
+        told = "domain" in sequence.fields
+        return cls(
+            item=events["item"],
+            domain=events["domain"] if told else np.empty(0, np.int16),
+            time=events["time"],
+            codes=codes,
+            domain_place=sequence.fields.index("domain") if told else NOWHERE,
+            gaps=sequence.gaps,
+        )
+
+    def pack(self, ends: Integers, lengths: npt.NDArray[np.int32], times: Integers) -> tuple[Tensor, Tensor, Tensor]:
+        """Of rows at `times` (B,) with the events [end - length, end) (B,): the events' fused-table rows (S, F), gap
+        buckets (S,) and rows (S,), int64."""
+        count = int(lengths.sum(dtype=np.int64))
+        fields = np.empty((count, self.codes.shape[1]), np.int64)
+        passed, rows = np.empty(count, np.int64), np.empty(count, np.int64)
+        events = (self.item, self.domain, self.time)
+        _pack(ends, lengths, times, *events, self.codes, self.domain_place, fields, passed, rows)
+        minutes = torch.from_numpy(passed).clamp(min=0).float() / MINUTE
+        gap = torch.log2(1 + minutes).clamp(max=self.gaps - 1).long()
+        return torch.from_numpy(fields), gap, torch.from_numpy(rows)
+
+
+@njit(nogil=True, cache=True)
+def _pack(ends, lengths, times, item, domain, time, codes, domain_place, fields, passed, rows):  # type: ignore[no-untyped-def]
+    place = 0
+    for row in range(len(ends)):
+        for event in range(ends[row] - lengths[row], ends[row]):
+            for column in range(codes.shape[1]):
+                fields[place, column] = codes[item[event], column]
+            if domain_place != NOWHERE:
+                fields[place, domain_place] += domain[event]
+            passed[place] = times[row] - time[event]
+            rows[place] = row
+            place += 1
