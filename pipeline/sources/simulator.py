@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import config
+from pipeline.features import geohash
 from pipeline.lake import InputError
 from pipeline.progress import progress
 from pipeline.sources.raw import RawLog
@@ -58,6 +59,7 @@ class Market:
     content: int = 16
     rank: int = 2
     items_per_author: int = 20
+    follows: int = 6
 
     base: float = -2.35
     interest: float = 1.1
@@ -83,9 +85,11 @@ class Market:
     policy_fresh: float = 0.15
     policy_quality: float = 0.55
     conversion_hours: float = 6.0
+    newcomers: float = 0.05
 
 
 MARKET = Market()
+PRECISION, WEST, SOUTH = 5, 4_400, 3_240  # the grid's cells as geohashes
 ANCIENT = START - 2 * int(MARKET.past_days * DAY)  # before any birth
 
 # name, share of the traffic, shift of the logit, and what pays there: interest, quality, freshness, taste
@@ -126,6 +130,8 @@ class World:
     strengths: Floats  # (U, 4), 0 where the user has fewer interests
     drift_time: Ints  # (U,) when the first interest becomes `drift_to`; never: the largest integer
     drift_to: Ints  # (U,)
+    follows: Ints  # (U, 6) authors, -1 where the user follows fewer
+    newcomer: NDArray[np.bool_]  # (U,) whether there is no history of the user
 
     author: Ints  # (I,)
     category: Ints  # (I,)
@@ -190,7 +196,10 @@ def make_world(settings: config.Simulator, rng: np.random.Generator) -> World:
     centroids = _unit(rng.normal(size=(m.categories, m.content)))
     items = _draw_items(settings.items, centroids, start, end, rng)
     users = _draw_users(settings.users, start, end, rng)
-    return World(**domains, centroids=centroids, **users, **items, start=start, end=end)
+    follows = _draw_follows(items, users["interests"], rng)
+    newcomer = rng.random(settings.users) < m.newcomers
+    told = {**domains, **users, **items, "follows": follows, "newcomer": newcomer}
+    return World(**told, centroids=centroids, start=start, end=end)
 
 
 def _draw_domains(count: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -291,6 +300,24 @@ def _draw_users(count: int, start: int, end: int, rng: np.random.Generator) -> d
         "drift_time": np.where(drifts, when, np.iinfo(np.int64).max),
         "drift_to": chosen[:, 4],
     }
+
+
+def _draw_follows(items: dict[str, Any], interests: Ints, rng: np.random.Generator) -> Ints:
+    """Up to six authors of a user's first two interests, the good ones more often."""
+    author, first = np.unique(items["author"], return_index=True)
+    order = np.argsort(items["category"][first], kind="stable")
+    author, category = author[order], items["category"][first][order]
+    weight = np.concatenate([[0.0], np.cumsum(np.exp(items["author_quality"][first][order]))])
+    users, most = len(interests), MARKET.follows
+    wanted = np.take_along_axis(interests, rng.integers(2, size=(users, most)), axis=1)
+    start, stop = (np.searchsorted(category, wanted, side=side) for side in ("left", "right"))  # type: ignore[call-overload]
+    drawn = weight[start] + rng.random((users, most)) * (weight[stop] - weight[start])
+    place = np.clip(np.searchsorted(weight, drawn, side="right") - 1, start, np.maximum(stop - 1, start))
+    follows: Ints = author[np.minimum(place, len(author) - 1)]
+    for column in range(1, most):
+        follows[(follows[:, :column] == follows[:, [column]]).any(axis=1), column] = -1
+    follows[(start == stop) | (np.arange(most) >= rng.integers(most + 1, size=(users, 1)))] = -1
+    return follows
 
 
 def _draw_by_segment(segment: Ints, values: int, rng: np.random.Generator) -> Ints:
@@ -517,7 +544,8 @@ def _answer(
 
 
 def _history(world: World, shelf: _Shelf, seed: np.random.SeedSequence) -> Iterator[pl.DataFrame]:
-    """Five to thirty clicks a user from before the log, by the interests of then; two in ten were liked."""
+    """Five to thirty clicks a user from before the log, newcomers aside, by the interests of then; two in ten were
+    liked."""
     m = MARKET
     users = len(world.segment)
     for number, child in enumerate(seed.spawn(-(-users // HISTORY_BLOCK))):
@@ -534,8 +562,9 @@ def _history(world: World, shelf: _Shelf, seed: np.random.SeedSequence) -> Itera
                 "time": _times(time),
             }
         )
-        likes = clicks.filter(pl.Series(rng.random(len(user)) < 0.2)).with_columns(behaviour=pl.lit("like"))
-        yield pl.concat([clicks, likes]).with_columns(
+        settled = ~world.newcomer[user]
+        likes = clicks.filter(settled & (rng.random(len(user)) < 0.2)).with_columns(behaviour=pl.lit("like"))
+        yield pl.concat([clicks.filter(settled), likes]).with_columns(
             pl.int_range(pl.len(), dtype=pl.Int32).over("user_id", "behaviour").alias("rank")
         )
 
@@ -553,7 +582,7 @@ def _item_table(world: World) -> pl.DataFrame:
             "category": _named("c", world.category),
             "tags": names,
             "tag": names.list.first(),
-            "place": _named("p", world.item_place),
+            "place": _geohashes(world.item_place),
             "content": pl.Series(world.content.astype(np.float32), dtype=pl.Array(pl.Float32, MARKET.content)),
         }
     )
@@ -566,13 +595,20 @@ def _user_table(world: World) -> pl.DataFrame:
             "segment": _named("s", world.segment),
             "gender": np.array(GENDERS)[world.gender],
             "age": np.array(AGES)[world.age],
-            "place": _named("p", world.user_place),
+            "place": _geohashes(world.user_place),
+            "follows": pl.Series((world.follows + 1).tolist(), dtype=pl.List(pl.Int64)).list.eval(
+                pl.element().filter(pl.element() > 0)
+            ),
         }
     )
 
 
 def _named(prefix: str, numbers: Ints) -> pl.Series:
     return pl.select(pl.format("{}{}", pl.lit(prefix), pl.Series(numbers))).to_series()
+
+
+def _geohashes(cells: Ints) -> list[str]:
+    return geohash.encode(WEST + cells % MARKET.grid, SOUTH + cells // MARKET.grid, PRECISION)
 
 
 def _times(microseconds: Ints) -> pl.Series:
