@@ -41,8 +41,7 @@ def fit(snapshot: Snapshot, folder: Path, *, column: str = "segment", half_life_
     )
     user, domain, item, weight = (engaged[name].to_numpy() for name in ("user", "domain", "item", "weight"))
     size = int(item.max(initial=0)) + 1
-    everybody = np.bincount(item, weight, size)
-    everybody /= max(everybody.sum(), 1.0)
+    everybody = np.bincount(item, weight, size) / max(weight.sum(), 1.0)
     shape = (
         int(segment.max(initial=0)) + 1,
         len(snapshot.store.schema.domains),
