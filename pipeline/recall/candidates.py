@@ -195,8 +195,10 @@ def recall(
         route: {**count(route, recalled, candidates, merged, len(asked)), **told_by[route]} for route in settings.routes
     }
     write_json(out / "funnel.json", {**metrics, "routes": routes})
-    empty = {f"empty_{route}": of["empty_requests"] for route, of in routes.items()}
-    return {**metrics, **empty, **{f"{name}_{route}": n for route, of in told_by.items() for name, n in of.items()}}
+    for route, of in routes.items():
+        metrics |= {f"empty_{route}": of["empty_requests"]}
+        metrics |= {f"{name}_{route}": number for name, number in told_by[route].items()}
+    return metrics
 
 
 def ask(
@@ -224,8 +226,10 @@ def ask(
         answer = ROUTES[route].load(folder, snapshot.store).recall(known, k)
         kept = only(answer, there)
         found = kept.frame(requests["request"])
-        withdrawn = int((answer.items != NOTHING).sum()) - len(found)
-        told[route] = {**(counted or {}), "withdrawn": withdrawn}
+        told[route] = counted or {}
+        if withdrawn := int((answer.items != NOTHING).sum()) - len(found):
+            told[route] = {**told[route], "withdrawn": withdrawn}
+            logging.getLogger(__name__).warning("%s items of the route %s are withdrawn; left out", withdrawn, route)
         if found.is_empty():
             logging.getLogger(__name__).warning("the route %s recalled nothing; the others fill its place", route)
         parts.append(found.select("request", "item", pl.lit(route).alias("route"), "rank", "score"))

@@ -23,7 +23,7 @@ from pipeline.recall.snapshot import Snapshot
 __all__ = ["fit", "load"]
 
 
-def fit(snapshot: Snapshot, folder: Path, *, precision: int = 5, rings: int = 2, most: int = 200) -> None:
+def fit(snapshot: Snapshot, folder: Path, *, precision: int = 5, rings: int = 2, most: int = 100) -> None:
     """Write the place of every user, the cells around it, and each cell's `most` wanted items.
 
     Cells are geohashes of `precision` characters (5: 4.9 km high); places that are told more exactly lie in them.
