@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def test_the_worst_quarter_is_left_out(tmp_path: Path) -> None:
     pairs = [(9, item) for item in (1, 2, 3, 4) for _ in range(20)]
     taken = described(tmp_path, {"follows": [["7"]]}, {"author_id": [7] * 4}, taken=pairs)
     shown = taken.interactions.with_columns(engaged=taken.interactions["item"] < 4)
-    liked = type(taken)(taken.time, shown, taken.history, taken.items, taken.store)
+    liked = replace(taken, interactions=shown)
     assert [item for item, _ in recalled(follow, liked, tmp_path / "follow", [1])[0]] == [1, 2, 3]
 
 

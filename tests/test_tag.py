@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +22,14 @@ def test_on_paper(tmp_path: Path) -> None:
     taken = described(tmp_path, {"name": ["x"]}, {"tags": TAGS}, taken=[(1, 1)])
     (found,) = recalled(tag, taken, tmp_path / "tag", [1])
     wanted = demand(taken)
-    rare = math.log(1 + 7 / 2)
+    rare = math.log(1 + 6 / 2)
     assert found == [(item, pytest.approx(rare**2 / math.sqrt(2) * wanted[item], rel=1e-5)) for item in (2, 3)]
 
 
 def test_later_events_count_more_and_rare_tags_too(tmp_path: Path) -> None:
     taken = described(tmp_path, {"name": ["x"]}, {"tags": [["a"], ["b"], ["a"], ["b"], ["b"]]}, taken=[(1, 1), (1, 2)])
     (found,) = recalled(tag, taken, tmp_path / "tag", [1])
-    weights = {"a": math.log(1 + 6 / 2) ** 2 / math.sqrt(2), "b": math.log(1 + 6 / 3) ** 2}
+    weights = {"a": math.log(1 + 5 / 2) ** 2 / math.sqrt(2), "b": math.log(1 + 5 / 3) ** 2}
     wanted = demand(taken)
     assert dict(found) == pytest.approx(
         {3: weights["a"] * wanted[3], 4: weights["b"] * wanted[4], 5: weights["b"] * wanted[5]}
@@ -44,8 +45,7 @@ def test_the_profile_speaks_for_whom_nothing_is_known_of(tmp_path: Path) -> None
 
 def test_only_available_items_and_the_best_of_each_tag(tmp_path: Path) -> None:
     taken = described(tmp_path, {"tags": [["a"]]}, {"tags": [["a"]] * 5}, taken=[(9, 3), (9, 3), (9, 4)])
-    few = pl.DataFrame({"item": [2, 3, 4, 5]}, schema={"item": pl.Int32})
-    some = type(taken)(taken.time, taken.interactions, taken.history, taken.items.join(few, on="item"), taken.store)
+    some = replace(taken, items=taken.items.filter(pl.col("item") > 1))
     (found,) = recalled(tag, some, tmp_path / "tag", [1], most=3)
     assert [item for item, _ in found] == [3, 4, 2]
 
@@ -72,7 +72,7 @@ def test_agrees_with_loops(
     taken = described(folder, {"name": ["x", "y", "z"]}, {"tags": texts}, taken=pairs)
     found = recalled(tag, taken, folder / "tag", [1, 2, 3], k=20)
     wanted = demand(taken)
-    rare = {one: math.log(1 + (len(tags) + 1) / sum(one in some for some in tags)) for one in set().union(*tags)}
+    rare = {one: math.log(1 + len(tags) / sum(one in some for some in tags)) for one in set().union(*tags)}
     for user in (1, 2, 3):
         own = [item for other, item in pairs if other == user][::-1]
         liked: dict[str, float] = {}
@@ -100,3 +100,16 @@ def test_alone_as_in_company_and_the_same_bytes(tmp_path: Path) -> None:
         recalled(tag, taken, tmp_path / name, [1])
     same_bytes(tmp_path / "one", tmp_path / "other")
     alone_as_in_company(tag, taken, tmp_path / "one", [*range(21), 77])
+
+
+def test_nothing_of_what_is_published_later_is_known(tmp_path: Path) -> None:
+    """Tags that later items have are as rare as the available items make them."""
+    items = {"tags": [["a"], ["a", "b"], ["b"]]}
+    before = described(tmp_path, {"name": ["x"]}, dict(items), taken=[(1, 1)])
+    (tmp_path / "later").mkdir()
+    more = {"tags": [*items["tags"], ["a"], ["a", "c"]]}
+    after = described(tmp_path / "later", {"name": ["x"]}, more, taken=[(1, 1)])
+    after = replace(after, items=after.items.filter(pl.col("item") <= 3))
+    expected = recalled(tag, before, tmp_path / "tag", [1])
+    assert len(expected[0]) == 1
+    assert recalled(tag, after, tmp_path / "later" / "tag", [1]) == expected

@@ -64,24 +64,22 @@ def demand(snapshot: Snapshot) -> Floats:
     A rate is smoothed with 20 shows at its author's, which is smoothed alike with its category's, and that with the
     rate of all: what is new counts as what its author made before. An engagement counts half after a week.
     """
-    age = (snapshot.time - pl.col("time")) / (HALF_LIFE_DAYS * DAY)
-    lately = pl.when("engaged").then((-age * float(np.log(2))).exp()).otherwise(0.0)
-    shown = snapshot.interactions.group_by("item").agg(
-        shows=pl.len(), engaged=pl.col("engaged").sum(), lately=lately.sum()
-    )
-    items = snapshot.items.join(shown, on="item", how="left", maintain_order="left").with_columns(
-        pl.col("shows", "engaged", "lately").fill_null(0)
-    )
-    rate = pl.col("engaged").sum() / pl.max_horizontal(pl.col("shows").sum(), 1)
-    for group in ("category", "author_id"):
-        if group in items.columns:
-            counted = [pl.when(pl.col(group) > 0).then(pl.col(name)).sum().over(group) for name in ("engaged", "shows")]
-            rate = (counted[0] + EVIDENCE * rate) / (counted[1] + EVIDENCE)
-    rate = (pl.col("engaged") + EVIDENCE * rate) / (pl.col("shows") + EVIDENCE)
-    wanted = items.select("item", wanted=rate * (float(np.e) + pl.col("lately")).log())
-    size = Indexes.open(snapshot.store.folder).items.num_rows
+    size = _size(snapshot)
+    item, time, engaged = (snapshot.interactions[name].to_numpy() for name in ("item", "time", "engaged"))
+    recent = 0.5 ** ((snapshot.time - time) / (HALF_LIFE_DAYS * DAY))
+    totals = (np.bincount(item, weights, size) for weights in (None, engaged, engaged * recent))
+    shows, likes, lately = (total[snapshot.items["item"].to_numpy()] for total in totals)
+    rate = np.full(len(snapshot.items), likes.sum() / max(shows.sum(), 1))
+    for name in ("category", "author_id"):
+        if name in snapshot.items.columns:
+            key = snapshot.items[name].to_numpy()
+            shown, liked = (
+                np.bincount(key, counts) * (np.arange(key.max(initial=-1) + 1) > 0) for counts in (shows, likes)
+            )
+            rate = (liked[key] + EVIDENCE * rate) / (shown[key] + EVIDENCE)
+    rate = (likes + EVIDENCE * rate) / (shows + EVIDENCE)
     values = np.zeros(size, np.float32)
-    values[wanted["item"].to_numpy()] = np.maximum(wanted["wanted"].to_numpy(), np.finfo(np.float32).tiny)
+    values[snapshot.items["item"].to_numpy()] = np.maximum(rate * np.log(np.e + lately), np.finfo(np.float32).tiny)
     return values
 
 
@@ -90,15 +88,17 @@ def freshness(snapshot: Snapshot, half_life_days: float) -> Floats:
     age is not known."""
     known = snapshot.items.drop_nulls("published")
     age = (snapshot.time - known["published"].to_numpy()) / (half_life_days * DAY)
-    size = Indexes.open(snapshot.store.folder).items.num_rows
-    values = np.zeros(size, np.float32)
+    values = np.zeros(_size(snapshot), np.float32)
     values[known["item"].to_numpy()] = np.maximum(0.5**age, np.finfo(np.float32).tiny)
     return values
 
 
-def rarity(matrix: sp.csr_array) -> Floats:
-    """log(1 + I / n) of each row (V,) of a matrix (V, I): how little it says of an item to have a value that n have."""
-    rare: Floats = np.log1p(matrix.shape[1] / np.maximum(np.diff(matrix.indptr), 1)).astype(np.float32)
+def rarity(snapshot: Snapshot, having: sp.csr_array) -> Floats:
+    """log(1 + N / n) of each value (V,) of a matrix (V, I): how much it says of one of the N available items to have a
+    value that n of them have."""
+    available = np.zeros(having.shape[1], np.float32)
+    available[snapshot.items["item"].to_numpy()] = 1.0
+    rare: Floats = np.log1p(len(snapshot.items) / np.maximum(having @ available, 1)).astype(np.float32)
     return rare
 
 
@@ -122,3 +122,7 @@ def scaled(matrix: sp.csr_array, *, rows: Floats | None = None, columns: Floats 
     if columns is not None:
         data *= columns[matrix.indices]
     return sp.csr_array((data, matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
+def _size(snapshot: Snapshot) -> int:
+    return len(snapshot.store.items["code_item_id"])

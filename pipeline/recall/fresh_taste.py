@@ -28,7 +28,7 @@ def fit(snapshot: Snapshot, folder: Path, *, half_life_days: float = 1.0, most: 
     having = sp.vstack([items_with(snapshot, name)[1] for name in ("author_id", "category")], format="csr")
     new = freshness(snapshot, half_life_days)
     new[new < OLDEST] = 0.0
-    weighted = scaled(having, rows=rarity(having))
+    weighted = scaled(having, rows=rarity(snapshot, having))
     nobody = sp.csr_array((1, having.shape[0]), dtype=having.dtype)
     hops.save(
         folder,

@@ -28,10 +28,11 @@ def fit(snapshot: Snapshot, folder: Path, *, most: int = 200) -> None:
     profile = users_with(snapshot, "tags", tags)
     share = (1 / np.sqrt(np.maximum(np.bincount(having.indices, minlength=having.shape[1]), 1))).astype(np.float32)
     own = (1 / np.sqrt(np.maximum(np.diff(profile.indptr), 1))).astype(np.float32)
-    weighted = scaled(having, rows=rarity(having), columns=share)
+    rare = rarity(snapshot, having)
+    weighted = scaled(having, rows=rare, columns=share)
     hops.save(
         folder,
-        of_user=scaled(profile, rows=own, columns=rarity(having)),
+        of_user=scaled(profile, rows=own, columns=rare),
         of_item=weighted.T.tocsr(),
         to_item=strongest(scaled(weighted, columns=demand(snapshot)), most),
     )
