@@ -22,7 +22,7 @@ __all__ = ["fit", "load"]
 OLDEST = 0.25
 
 
-def fit(snapshot: Snapshot, folder: Path, *, half_life_days: float = 1.0, most: int = 200) -> None:
+def fit(snapshot: Snapshot, folder: Path, *, half_life_days: float = 2.0, most: int = 200) -> None:
     """Write the author and category of every item, and the `most` newest items of each that are at most two half-lives
     old."""
     having = sp.vstack([items_with(snapshot, name)[1] for name in ("author_id", "category")], format="csr")
