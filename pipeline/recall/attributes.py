@@ -73,10 +73,8 @@ def demand(snapshot: Snapshot) -> Floats:
     for name in ("category", "author_id"):
         if name in snapshot.items.columns:
             key = snapshot.items[name].to_numpy()
-            shown, liked = (
-                np.bincount(key, counts) * (np.arange(key.max(initial=-1) + 1) > 0) for counts in (shows, likes)
-            )
-            rate = (liked[key] + EVIDENCE * rate) / (shown[key] + EVIDENCE)
+            shown, liked = (np.bincount(key, counts)[key] for counts in (shows, likes))
+            rate = np.where(key > 0, (liked + EVIDENCE * rate) / (shown + EVIDENCE), rate)
     rate = (likes + EVIDENCE * rate) / (shows + EVIDENCE)
     values = np.zeros(size, np.float32)
     values[snapshot.items["item"].to_numpy()] = np.maximum(rate * np.log(np.e + lately), np.finfo(np.float32).tiny)
