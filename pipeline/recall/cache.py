@@ -97,5 +97,6 @@ class Cache:
 
 
 def load(folder: Path, store: FeatureStore) -> Route:  # noqa: ARG001
-    columns = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in COLUMNS)
-    return Cache(*columns, life=round(json.loads((folder / SETTINGS).read_text())["hours"] * HOUR))
+    user, domain, item, time, rank = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in COLUMNS)
+    told = json.loads((folder / SETTINGS).read_text())
+    return Cache(user, domain, item, time, rank, life=round(told["hours"] * HOUR))

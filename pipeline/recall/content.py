@@ -42,8 +42,10 @@ def usable(store: FeatureStore, side: str) -> Vectors:
     if "content" not in table:
         return np.zeros((len(table[f"code_{side[:-1]}_id"]), 0), np.float32)
     vectors: Vectors = table["content"]
-    broken = ~np.isfinite(vectors).all(axis=1)
-    return np.where(broken[:, None], np.float32(0), vectors) if broken.any() else vectors
+    if len(broken := np.flatnonzero(~np.isfinite(vectors).all(axis=1))):
+        vectors = vectors.copy()
+        vectors[broken] = 0.0
+    return vectors
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Hops:
         for table in (self.first, *self.between):
             found = table.follow(nothing_taken, row, place, weight, self.width)
             row, rank = np.nonzero(found.items != NOTHING)
-            place, weight = found.items[row, rank].astype(np.int64), found.scores[row, rank]
+            place, weight = found.items[row, rank].astype(np.int64), found.scores[row, rank].astype(np.float64)
         return self.last.follow(requests, row, place, weight, k)
 
 

@@ -45,7 +45,7 @@ def fit(snapshot: Snapshot, folder: Path, *, column: str = "segment", half_life_
     shape = (
         int(segment.max(initial=0)) + 1,
         len(snapshot.store.schema.domains),
-        min(LONGEST, np.count_nonzero(everybody)),
+        min(LONGEST, int(np.count_nonzero(everybody))),
     )
     items, scores = np.full(shape, NOTHING, np.int32), np.zeros(shape, np.float32)
     for place in range(shape[1]):
@@ -61,7 +61,7 @@ def fit(snapshot: Snapshot, folder: Path, *, column: str = "segment", half_life_
     write_json(folder / "segment.json", {"column": column})
 
 
-def smoothed(counts: npt.NDArray[np.float64], prior: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def smoothed(counts: npt.NDArray[np.number], prior: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Shares (I,) of what was counted, smoothed with 100 more engagements that fall as the prior shares do."""
     shares: npt.NDArray[np.float64] = (counts + SMOOTHING * prior) / (counts.sum() + SMOOTHING)
     return shares

@@ -310,7 +310,7 @@ def _draw_follows(items: dict[str, Any], interests: Ints, rng: np.random.Generat
     weight = np.concatenate([[0.0], np.cumsum(np.exp(items["author_quality"][first][order]))])
     users, most = len(interests), MARKET.follows
     wanted = np.take_along_axis(interests, rng.integers(2, size=(users, most)), axis=1)
-    start, stop = (np.searchsorted(category, wanted, side=side) for side in ("left", "right"))  # type: ignore[call-overload]
+    start, stop = (np.searchsorted(category, wanted, side=side) for side in ("left", "right"))
     drawn = weight[start] + rng.random((users, most)) * (weight[stop] - weight[start])
     place = np.clip(np.searchsorted(weight, drawn, side="right") - 1, start, np.maximum(stop - 1, start))
     follows: Ints = author[np.minimum(place, len(author) - 1)]
