@@ -8,8 +8,8 @@ from typing import Any
 from prefect import Task, flow
 
 from flows.features import features
-from flows.rank import rank
-from flows.recall import recall
+from flows.rank import rank, remember, train_rankers
+from flows.recall import recall, train_routes
 from flows.stages import keep_or_make, numbers
 from pipeline import config as configuration
 from pipeline import lake, tracking
@@ -35,13 +35,18 @@ def funnel(config: str = "flows/configs/small.toml", overrides: list[str] | None
     candidates.check(settings.recall)
     resolved = settings.to_dict()
     folder = Path(resolved.pop("folder"))
+    cached = "cache" in settings.recall.routes
     with lake.explain_full_disk(folder), tracking.start(folder, settings.name) as run:
         run.configuration(resolved)
         run.parameters(resolved)
 
         events, made = features(settings, run)
-        routes, validation, test = recall(settings, made, run)
-        coarse, fine, ranked = rank(settings, made, validation, test, run)
+        routes = train_routes(settings, made, run)
+        validation = recall(settings, made, routes, run)
+        coarse, fine = train_rankers(settings, made, validation, run)
+        last = {"cache": remember(settings, made, validation, coarse, fine, run)} if cached else {}
+        test = recall(settings, made, {**routes, **last}, run, validation=validation)
+        ranked = rank(settings, made, test, coarse, fine, run, name="ranked")
         judged = keep_or_make(
             evaluate_funnel,
             "evaluation",

@@ -1,4 +1,4 @@
-"""Candidates → fine ranker → coarse ranker distilled from it → ranked lists."""
+"""Candidates → fine ranker → coarse ranker distilled from it → ranked lists, and what of them is left for next time."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from prefect import Task, flow
 from flows.stages import keep_or_make
 from pipeline.config import Config
 from pipeline.ranking import chain, coarse, fine
+from pipeline.recall import cache
 from pipeline.tracking import Run
 
 train_fine = Task(fine.train, name="train fine")
 train_coarse = Task(coarse.train, name="train coarse")
 rank_lists = Task(chain.rank, name="rank lists")
+remember_lists = Task(cache.remember, name="remember lists")
 
 
-@flow(name="rank")
-def rank(config: Config, features: Path, validation: Path, test: Path, run: Run) -> tuple[Path, Path, Path]:
-    """Train both rankers on the validation slice's requests, rank the test slice's. Returns the three folders."""
+@flow(name="train rankers")
+def train_rankers(config: Config, features: Path, validation: Path, run: Run) -> tuple[Path, Path]:
+    """Train both rankers on the validation slice's requests. Returns the folders of the coarse and the fine one."""
     fine_ranker = keep_or_make(
         train_fine,
         "fine",
@@ -42,16 +44,28 @@ def rank(config: Config, features: Path, validation: Path, test: Path, run: Run)
         settings=config.coarse,
         seed=config.seed,
     )
-    ranked = keep_or_make(
+    return coarse_ranker, fine_ranker
+
+
+@flow(name="rank")
+def rank(config: Config, features: Path, recalled: Path, coarse: Path, fine: Path, run: Run, *, name: str) -> Path:
+    """Rank the candidates of the folder `recalled`. Returns the folder of this `name`."""
+    return keep_or_make(
         rank_lists,
-        "ranked",
+        name,
         features,
-        test,
-        coarse_ranker,
-        fine_ranker,
+        recalled,
+        coarse,
+        fine,
         root=config.root,
         run=run,
         keep=config.coarse.keep,
         final=config.fine.keep,
     )
-    return coarse_ranker, fine_ranker, ranked
+
+
+@flow(name="remember")
+def remember(config: Config, features: Path, recalled: Path, coarse: Path, fine: Path, run: Run) -> Path:
+    """Rank these candidates and keep, for the route `cache`, what was not shown. Returns its folder."""
+    ranked = rank(config, features, recalled, coarse, fine, run, name="ranked_validation")
+    return keep_or_make(remember_lists, "cache", features, recalled, ranked, root=config.root, run=run)

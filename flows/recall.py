@@ -1,4 +1,4 @@
-"""Features → requests with their merged candidates, as of the start of the validation and of the test slice."""
+"""Features → requests with their merged candidates, as of the start of the validation or of the test slice."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from pipeline.tracking import Run
 recall_candidates = Task(candidates.recall, name="recall candidates")
 
 
-@flow(name="recall")
-def recall(config: Config, features: Path, run: Run) -> tuple[dict[str, Path], Path, Path]:
-    """Train the routes that have a model, then recall twice. Returns the models' folders by route, and those of the
-    validation and test candidates."""
+@flow(name="train routes")
+def train_routes(config: Config, features: Path, run: Run) -> dict[str, Path]:
+    """Train the routes that have a model. Returns their folders by route."""
     settings, positive = config.recall, config.contract.positive
-    models = {
+    return {
         route: keep_or_make(
             Task(candidates.ROUTES[route].train, name=f"train {route}"),
             route,
@@ -34,23 +33,27 @@ def recall(config: Config, features: Path, run: Run) -> tuple[dict[str, Path], P
         for route in candidates.trained(settings)
     }
 
-    def recalled(moment: str, requests: int, *inputs: Path) -> Path:
-        return keep_or_make(
-            recall_candidates,
-            f"recall_{moment}",
-            features,
-            models,
-            *inputs,
-            root=config.root,
-            run=run,
-            moment=moment,
-            settings=settings,
-            positive=positive,
-            tasks=config.contract.tasks,
-            requests=requests,
-        )
 
-    validation = recalled("validation", 2 * config.fine.candidate_requests)
-    quotas = [validation] if settings.quota == "auto" else []
-    test = recalled("test", config.evaluation.requests, *quotas)
-    return models, validation, test
+@flow(name="recall")
+def recall(
+    config: Config, features: Path, models: dict[str, Path], run: Run, *, validation: Path | None = None
+) -> Path:
+    """Candidates of the validation slice or, after the folder `validation` of these, of the test slice."""
+    quotas = [validation] if validation and config.recall.quota == "auto" else []
+    moment, requests = (
+        ("test", config.evaluation.requests) if validation else ("validation", 2 * config.fine.candidate_requests)
+    )
+    return keep_or_make(
+        recall_candidates,
+        f"recall_{moment}",
+        features,
+        models,
+        *quotas,
+        root=config.root,
+        run=run,
+        moment=moment,
+        settings=config.recall,
+        positive=config.contract.positive,
+        tasks=config.contract.tasks,
+        requests=requests,
+    )

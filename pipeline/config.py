@@ -42,7 +42,8 @@ class Market:
     They are set so that models of different worth differ. At a million impressions of 100 000 users and 20 000 items
     the oracle's click AUC is .808 and an item's click rate so far reaches .56; the zoo tells what rankers reach.
     `drifting` is the share of users whose first interest gives way to another during the log, `passing` that
-    interest's strength, `conflict` how much a like wants what a click does not.
+    interest's strength, `conflict` how much a like wants what a click does not, `follows` how many authors a user follows
+    at most, `newcomers` the share of users without a history.
     """
 
     categories: PositiveInt = 24
@@ -52,6 +53,7 @@ class Market:
     content: PositiveInt = 16
     rank: PositiveInt = 2
     items_per_author: PositiveInt = 20
+    follows: PositiveInt = 6
 
     base: float = -2.35
     interest: float = 1.1
@@ -78,6 +80,7 @@ class Market:
     policy_fresh: Share = 0.15
     policy_quality: float = 0.55
     conversion_hours: PositiveFloat = 6.0
+    newcomers: Share = 0.05
 
     def __post_init__(self) -> None:
         if self.history_days >= self.past_days:

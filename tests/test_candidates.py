@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,10 +15,10 @@ from pipeline import config
 from pipeline.features import build
 from pipeline.features.store import FeatureStore
 from pipeline.lake import InputError
-from pipeline.recall import candidates, exposure, two_tower
+from pipeline.recall import candidates, cold_start, exposure, hot, two_tower
 from pipeline.recall.merge import snake_merge
 from pipeline.recall.route import Found
-from pipeline.recall.snapshot import take
+from pipeline.recall.snapshot import Snapshot, take
 from pipeline.sources import contract
 
 SETTINGS = config.Recall(per_route=20, merged=30, options={"item_cf": {"neighbours": 20}})
@@ -253,3 +255,46 @@ def test_a_log_with_unknown_users(features: Path, model: Path, tmp_path: Path) -
     assert metrics["exposed_positives"] == 0
     assert metrics["empty_item_cf"] == metrics["requests"]
     assert tables["merged"].group_by("request").len()["len"].min() == 30
+
+
+def test_an_item_withdrawn_since_a_route_was_built(
+    features: Path, tested: tuple[Path, dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A route whose lists were made before the best item of them was taken out of the catalogue."""
+    found = read(tested, "candidates").filter(route="hot")
+    gone = found["item"].mode().sort()[0]
+    before = candidates.take
+    some = {"per_route": 20, "routes": ("hot",)}
+
+    def fewer(*arguments: Any) -> Snapshot:
+        snapshot = before(*arguments)
+        return replace(snapshot, items=snapshot.items.filter(pl.col("item") != gone))
+
+    monkeypatch.setattr(candidates, "take", fewer)
+    monkeypatch.setattr(hot, "fit", lambda _, folder: shutil.copy(tested[0] / "hot/hot.parquet", folder) and None)
+    metrics, tables = run(features, tmp_path, tmp_path / "out", settings=replace(SETTINGS, **some))
+    assert metrics["withdrawn_hot"] > 0
+    assert gone not in tables["candidates"]["item"]
+    assert tables["candidates"].group_by("request").len()["len"].max() == 20
+
+
+def test_routes_of_attributes_and_recall_for_new_users_and_items(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So small a market has few newcomers: here all with fewer than ten events are."""
+    monkeypatch.setattr(cold_start, "FEW", 10)
+    routes = ("tag", "place", "follow", "similar_author", "content", "fresh_taste", "segment_hot", "cache")
+    metrics, tables = run(features, tmp_path, tmp_path / "out", settings=replace(SETTINGS, routes=routes))
+    assert set(tables["candidates"]["route"]) == set(routes) - {"cache"}
+    assert metrics["without_content_content"] == 0
+    for group in ("new_users", "new_items"):
+        assert metrics[f"positives_{group}"] > 0
+        assert metrics[f"recall_{group}"] >= max(metrics[f"recall_{group}_{route}"] for route in routes)
+    assert metrics["recall_new_items_fresh_taste"] > metrics["recall_fresh_taste"]
+    store = FeatureStore.open(features)
+    snapshot = take(store, store.slices["test"], "click")
+    fewer = snapshot.history.group_by("user").len().filter(pl.col("len") >= 10)
+    new = tables["requests"].join(fewer, on="user", how="anti")
+    positives = tables["positives"].join(new, on="request", how="semi")
+    assert metrics["positives_new_users"] == len(positives)
+    assert metrics["recall_new_users"] == candidates.recall_of(positives, tables["candidates"])

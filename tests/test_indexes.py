@@ -31,11 +31,12 @@ ITEMS = pl.DataFrame(
     }
 )
 SCORES = np.array([9, 1, 5, 4, 1])
+USERS = pl.DataFrame({"user_id": [None, 5], "follows": [None, [7, 12]], "place": [None, "u33db"]})
 
 
 @pytest.fixture
 def opened(tmp_path) -> Indexes:
-    indexes.write(ITEMS, SCORES, tmp_path)
+    indexes.write(USERS, ITEMS, SCORES, tmp_path)
     return Indexes.open(tmp_path)
 
 
@@ -66,6 +67,16 @@ def test_forward_by_hand(opened):
     assert set(opened.attributes_of(0).values()) == {None}
 
 
+def test_the_users_attributes(opened):
+    assert opened.users.to_pylist()[1] == {"user_id": 5, "follows": [7, 12], "place": "u33db"}
+
+
+def test_the_whole_of_an_attribute_as_a_matrix(opened):
+    values, has = opened.matrix("tags")
+    assert values.to_list() == ["x", "y"]
+    assert has.toarray().tolist() == [[0, 1, 0, 0, 0], [0, 1, 0, 1, 0]]
+
+
 def test_the_lists_lie_in_the_file(opened):
     found = opened.items_of("category", "sport")
     assert not found.flags.owndata
@@ -80,7 +91,7 @@ def test_mistakes_name_the_fix(opened, tmp_path):
 
 
 def test_no_items_at_all(tmp_path):
-    indexes.write(ITEMS[:1], SCORES[:1], tmp_path)
+    indexes.write(USERS, ITEMS[:1], SCORES[:1], tmp_path)
     assert len(Indexes.open(tmp_path).items_of("tags", "x")) == 0
 
 
@@ -96,7 +107,7 @@ def test_against_a_loop(rows):
     )
     scores = np.array([0, *(row[2] for row in rows)])
     with tempfile.TemporaryDirectory() as folder:
-        indexes.write(table, scores, Path(folder))
+        indexes.write(USERS, table, scores, Path(folder))
         found = Indexes.open(Path(folder))
         best = sorted(range(len(scores)), key=lambda item: (-scores[item], item))
         for value in {"q", *(tag for row in rows for tag in row[0] or []), *(row[1] for row in rows if row[1])}:
@@ -113,7 +124,13 @@ def test_the_features_stage_writes_them_the_same_every_time(tmp_path):
         (tmp_path / name).mkdir()
         build(events, tmp_path / name, features=FEATURES, contract=CONTRACT, split=Split())
     paths = sorted((tmp_path / "one").glob("index_*.arrow"))
-    assert [path.stem for path in paths] == ["index_author_id", "index_category", "index_items", "index_tags"]
+    assert [path.stem for path in paths] == [
+        "index_author_id",
+        "index_category",
+        "index_items",
+        "index_tags",
+        "index_users",
+    ]
     assert all(path.read_bytes() == (tmp_path / "other" / path.name).read_bytes() for path in paths)
 
     found = Indexes.open(tmp_path / "one")

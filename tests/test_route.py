@@ -7,7 +7,7 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.recall.route import NOTHING, Found, Requests, best, same_for_all
+from pipeline.recall.route import NOTHING, Found, Requests, best, only, same_for_all
 from pipeline.recall.snapshot import Snapshot
 
 
@@ -57,3 +57,12 @@ def test_best_agrees_with_sorting_each_request(scored: list[tuple[int, int, int]
         kept = found.items[request] != NOTHING
         assert found.items[request][kept].tolist() == [one for _, one in expected]
         assert found.scores[request][kept].tolist() == [-value for value, _ in expected]
+
+
+def test_withdrawn_items_are_left_out_and_the_rest_moves_up() -> None:
+    items = np.array([[3, 9, 4], [9, 1, NOTHING], [1, 3, 4]], np.int32)
+    scores = np.array([[0.9, 0.5, 0.1], [0.8, 0.7, 0.0], [3.0, 2.0, 1.0]], np.float32)
+    kept = only(Found(items, scores), np.array([1, 3, 4]))
+    assert kept.items.tolist() == [[3, 4, NOTHING], [1, NOTHING, NOTHING], [1, 3, 4]]
+    np.testing.assert_allclose(kept.scores, [[0.9, 0.1, 0], [0.7, 0, 0], [3, 2, 1]])
+    assert only(Found(items, scores), np.array([], np.int64)).items.tolist() == [[NOTHING] * 3] * 3

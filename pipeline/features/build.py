@@ -126,7 +126,7 @@ def build(
     for name, task in features.behaviours.items():
         _write_behaviour(log, task, out / f"behaviour_{name}.parquet", numbered.users.height)
     liked = log.positives(contract.positive, bounds["validation"], numbered.items.height)
-    indexes.write(numbered.items.drop("first_day"), liked, out)
+    indexes.write(numbered.users.drop("first_day"), numbered.items.drop("first_day"), liked, out)
 
     recipe = Recipe(
         statistics=features.statistics,

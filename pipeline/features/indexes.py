@@ -1,6 +1,6 @@
-"""F12: forward index (item → attributes) and inverted indexes (attribute value → items), served without a database.
+"""F12: forward (item or user → attributes) and inverted indexes (attribute value → items), served without a database.
 
-Both are Arrow files that are mapped into memory: opening one reads no more than its schema, a question touches the
+All are Arrow files that are mapped into memory: opening one reads no more than its schema, a question touches the
 pages of its answer, and processes on one machine share them. An inverted index is a table of two columns, the values
 in ascending order and for each the list of its items, which Arrow keeps as offsets into one long array (CSR).
 """
@@ -16,22 +16,23 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
+import scipy.sparse as sp
 
 from pipeline.features.identity import canonical
 from pipeline.lake import InputError
 
 INVERTED = ("tags", "tag", "author_id", "category", "place")
-FORWARD = "index_items.arrow"
+FORWARD = ("items", "users")
 
 
-def write(items: pl.DataFrame, scores: npt.NDArray[Any], out: Path) -> None:
-    """Write the indexes of an items table whose row is the item's number, row 0 being the unknown item.
+def write(users: pl.DataFrame, items: pl.DataFrame, scores: npt.NDArray[Any], out: Path) -> None:
+    """Write the indexes of tables whose rows are the users' and items' numbers, row 0 being the unknown one.
 
     The items of a value come in descending order of `scores` (N,), those with equal scores in the order of their
     number. Values are the texts of `identity.canonical`; `tag`, the first of the tags, has no index beside `tags`.
     """
-    forward = items.drop("content", strict=False)
-    _write(forward, out / FORWARD)
+    for name, table in zip(FORWARD, (items, users), strict=True):
+        _write(table.drop("content", strict=False), out / f"index_{name}.arrow")
     best = pl.Series("item", np.argsort(-scores, kind="stable").astype(np.int32))
     for name in INVERTED:
         if name in items.columns and not (name == "tag" and "tags" in items.columns):
@@ -60,6 +61,7 @@ class Indexes:
 
     folder: Path
     items: pa.RecordBatch
+    users: pa.RecordBatch
     inverted: dict[str, pa.RecordBatch]
 
     @classmethod
@@ -68,7 +70,7 @@ class Indexes:
         if not paths:
             raise InputError(f"{folder}: no index_*.arrow; build its features first")
         batches = {name: pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0) for name, path in paths.items()}
-        return cls(folder, batches.pop("items"), batches)
+        return cls(folder, batches.pop("items"), batches.pop("users"), batches)
 
     def items_of(self, attribute: str, value: str) -> npt.NDArray[np.int32]:
         """Numbers of the items with this value, the best first; none for a value that no item has.
@@ -82,6 +84,13 @@ class Indexes:
         if place == len(values) or values[place].as_py() != value:
             return np.empty(0, np.int32)
         return lists[place].values.to_numpy()  # type: ignore[no-any-return]
+
+    def matrix(self, attribute: str) -> tuple[pl.Series, sp.csr_array]:
+        """All values of an attribute in ascending order, and the matrix (values, items) with 1 where an item has it."""
+        values, lists = self.inverted[attribute].columns
+        items, offsets = lists.values.to_numpy(), lists.offsets.to_numpy()
+        matrix = sp.csr_array((np.ones(len(items), np.float32), items, offsets), shape=(len(values), len(self.items)))
+        return pl.Series("value", values, pl.String), matrix
 
     def attributes_of(self, item: int) -> dict[str, Any]:
         """The attributes of the item with this number, `content` aside."""

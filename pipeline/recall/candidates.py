@@ -17,21 +17,30 @@ from pipeline.features.store import FeatureStore
 from pipeline.lake import InputError, write_json
 from pipeline.progress import progress
 from pipeline.recall import (
+    cache,
+    cold_start,
+    content,
     ease,
     exposure,
+    follow,
     fresh,
+    fresh_taste,
     graph_filter,
     hot,
     item_cf,
     markov,
+    place,
+    segment_hot,
+    similar_author,
     slit,
     swing,
+    tag,
     two_tower,
     user_cf,
     value,
 )
 from pipeline.recall.merge import snake_merge
-from pipeline.recall.route import Requests
+from pipeline.recall.route import NOTHING, Requests, only
 from pipeline.recall.snapshot import Snapshot, take
 
 ROUTES: dict[str, ModuleType] = {
@@ -45,6 +54,14 @@ ROUTES: dict[str, ModuleType] = {
     "ease": ease,
     "markov": markov,
     "slit": slit,
+    "tag": tag,
+    "place": place,
+    "follow": follow,
+    "similar_author": similar_author,
+    "content": content,
+    "fresh_taste": fresh_taste,
+    "segment_hot": segment_hot,
+    "cache": cache,
 }
 
 FOLD_SALT = 1
@@ -99,10 +116,10 @@ def recall(
 
     Writes requests, positives, candidates (of each route, after the exposure filter), exposed (what the filter took),
     merged, value (what each route is worth), quota.json and funnel.json, and each route's own folder. Returns recall
-    and sizes per route, of their union and of the merge.
+    and sizes per route, of their union and of the merge, and recall of new users and new items (`cold_start`).
 
-    `models` holds the folders of the routes that are trained. Automatic quotas are those of the folder `validation`,
-    and chosen here where there is none.
+    `models` holds the folders of the routes that are trained or, as the cache, made of an earlier run. Automatic quotas
+    are those of the folder `validation`, and chosen here where there is none.
 
     Raises `InputError` for a slice without a positive.
     """
@@ -113,7 +130,8 @@ def recall(
     shown = exposure.fit(snapshot, out / "exposure", days=settings.exposure_days, error=settings.exposure_error)
     lately = snapshot.interactions.filter((pl.col("time") >= shown.since) & (pl.col("user") > 0))
 
-    recalled = flag(ask(snapshot, asked, lately, models, out, settings), asked, shown)
+    answered, told_by = ask(snapshot, asked, lately, models, out, settings)
+    recalled = flag(answered, asked, shown)
     candidates = refill(recalled, settings.per_route)
     judged = value.Judged.of(candidates, positives, settings.routes)
     if settings.quota != "auto":
@@ -144,12 +162,20 @@ def recall(
     }.items():
         table.write_parquet(out / f"{name}.parquet", compression="zstd", statistics=False)
 
+    found = {"": candidates, "_merged": merged, **{f"_{one}": of_route(candidates, one) for one in settings.routes}}
+    cold: dict[str, float] = {}
+    for group, some in cold_start.groups(snapshot, asked, positives).items():
+        cold[f"positives_{group}"] = len(some)
+        if len(some):
+            cold |= {f"recall_{group}{by}": recall_of(some, table) for by, table in found.items()}
+
     metrics = {
         "requests": len(asked),
         "positives": len(positives),
         **{f"recall_{route}": recall_of(positives, of_route(candidates, route)) for route in settings.routes},
         "recall_union": recall_of(positives, candidates),
         "recall_merged": recall_of(positives, merged),
+        **cold,
         **{f"quota_gain_{depth}": gain.mean for depth, gain in gains.items()},
         **{f"quota_gain_{depth}_low": gain.low for depth, gain in gains.items()},
         **{f"quota_gain_{depth}_high": gain.high for depth, gain in gains.items()},
@@ -165,9 +191,14 @@ def recall(
         ),
         "exposure_error": settings.exposure_error,
     }
-    routes = {route: count(route, recalled, candidates, merged, len(asked)) for route in settings.routes}
+    routes = {
+        route: {**count(route, recalled, candidates, merged, len(asked)), **told_by[route]} for route in settings.routes
+    }
     write_json(out / "funnel.json", {**metrics, "routes": routes})
-    return {**metrics, **{f"empty_{route}": of["empty_requests"] for route, of in routes.items()}}
+    for route, of in routes.items():
+        metrics |= {f"empty_{route}": of["empty_requests"]}
+        metrics |= {f"{name}_{route}": number for name, number in told_by[route].items()}
+    return metrics
 
 
 def ask(
@@ -177,23 +208,32 @@ def ask(
     models: dict[str, Path],
     out: Path,
     settings: config.Recall,
-) -> pl.DataFrame:
+) -> tuple[pl.DataFrame, dict[str, dict[str, int]]]:
     """Fit every route and ask it for more than `per_route` items, up to twice as many, so that the filter may take what
-    was shown `lately` (user, item): request, item, route, rank, score."""
+    was shown `lately` (user, item): request, item, route, rank, score; and by route what its `fit` counted, and how
+    many `withdrawn` items it gave, which are dropped: those that may not be recalled at the snapshot."""
     most_shown = lately.join(requests, on="user", how="semi")["user"].unique_counts().max() or 0
     k = settings.per_route + min(settings.per_route, int(most_shown))  # type: ignore[arg-type]
     parts: list[pl.DataFrame] = []
+    told: dict[str, dict[str, int]] = {}
+    there = snapshot.items["item"].to_numpy()
     known = Requests.of(snapshot, requests)
     for route in progress(settings.routes, "recall"):
         folder = out / route
         folder.mkdir()
         model = {"model": models[route]} if route in models else {}
-        ROUTES[route].fit(snapshot, folder, **model, **options(settings, route, "fit"))
-        found = ROUTES[route].load(folder, snapshot.store).recall(known, k).frame(requests["request"])
+        counted = ROUTES[route].fit(snapshot, folder, **model, **options(settings, route, "fit"))
+        answer = ROUTES[route].load(folder, snapshot.store).recall(known, k)
+        kept = only(answer, there)
+        found = kept.frame(requests["request"])
+        told[route] = counted or {}
+        if withdrawn := int((answer.items != NOTHING).sum()) - len(found):
+            told[route] = {**told[route], "withdrawn": withdrawn}
+            logging.getLogger(__name__).warning("%s items of the route %s are withdrawn; left out", withdrawn, route)
         if found.is_empty():
             logging.getLogger(__name__).warning("the route %s recalled nothing; the others fill its place", route)
         parts.append(found.select("request", "item", pl.lit(route).alias("route"), "rank", "score"))
-    return pl.concat(parts)
+    return pl.concat(parts), told
 
 
 def requests_of(

@@ -84,14 +84,20 @@ class SimilarItems:
 
         An item's score is the sum of its similarities to them, the latest counting 1, the one before 1/√2, then 1/√3 …
         """
-        size = len(self.table)
-        latest = (requests.back <= RECENT) & (requests.items < size)
-        pairs = requests.row[latest] * size + requests.items[latest]
-        pairs, newest = np.unique(pairs[::-1], return_index=True)
-        back = requests.back[latest][::-1][newest]
-        row, item = np.divmod(pairs, size)
-        order = packed_order(row, back)
-        return self.table.follow(requests, row[order], item[order], back[order] ** -0.5, k)
+        row, item, back = latest(requests, len(self.table))
+        return self.table.follow(requests, row, item, back**-0.5, k)
+
+
+def latest(requests: Requests, size: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """What each request's user took in his last 50 events, of the items below `size`, each once: request, item, and how
+    far its newest event lies back (1 = the newest of all), by request and newest first."""
+    chosen = (requests.back <= RECENT) & (requests.items < size)
+    pairs = requests.row[chosen] * size + requests.items[chosen]
+    pairs, newest = np.unique(pairs[::-1], return_index=True)
+    back = requests.back[chosen][::-1][newest]
+    row, item = np.divmod(pairs, size)
+    order = packed_order(row, back)
+    return row[order], item[order], back[order]
 
 
 def save(table: sp.csr_array, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """What a route is asked and what it answers: arrays, alike for a million requests of a batch and for one online.
 
-A route is a module with `fit(snapshot, folder, …)`, which writes what it needs to a folder, and `load(folder, store)`,
-which opens this as a `Route`.
+A route is a module with `fit(snapshot, folder, …)`, which writes what it needs to a folder and may return counts of
+what it had to do without, and `load(folder, store)`, which opens this as a `Route`.
 """
 
 from __future__ import annotations
@@ -90,6 +90,17 @@ def same_for_all(items: npt.NDArray[np.int32], scores: npt.NDArray[np.float32], 
     """One list (N,), best first, for every request."""
     shape = (len(requests), min(k, len(items)))
     return Found(np.broadcast_to(items[:k], shape), np.broadcast_to(scores[:k], shape))
+
+
+def only(found: Found, available: npt.NDArray[np.integer]) -> Found:
+    """Of what was found, the items that are still `available` (N,), ascending; the rest of each list moves up."""
+    place = np.minimum(np.searchsorted(available, found.items), max(len(available) - 1, 0))
+    kept = available[place] == found.items if len(available) else np.zeros(found.items.shape, bool)
+    if kept.all():
+        return found
+    order = np.argsort(~kept, axis=1, kind="stable")
+    items, scores = np.where(kept, found.items, NOTHING), np.where(kept, found.scores, np.float32(0))
+    return Found(np.take_along_axis(items, order, axis=1), np.take_along_axis(scores, order, axis=1))
 
 
 def best(

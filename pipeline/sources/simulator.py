@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import config
+from pipeline.features import geohash
 from pipeline.lake import InputError
 from pipeline.progress import progress
 from pipeline.sources.raw import RawLog
@@ -44,6 +45,8 @@ HISTORY_BLOCK = 65_536
 LONGEST_SESSION = 11
 ANCIENT = START - 1_000 * DAY  # before any birth
 
+
+PRECISION, WEST, SOUTH = 5, 4_400, 3_240  # the grid's cells as geohashes
 
 # name, share of the traffic, shift of the logit, and what pays there: interest, quality, freshness, taste
 DOMAINS = (
@@ -83,6 +86,8 @@ class World:
     strengths: Floats  # (U, 4), 0 where the user has fewer interests
     drift_time: Ints  # (U,) when the first interest becomes `drift_to`; never: the largest integer
     drift_to: Ints  # (U,)
+    follows: Ints  # (U, 6) authors, -1 where the user follows fewer
+    newcomer: NDArray[np.bool_]  # (U,) whether there is no history of the user
 
     author: Ints  # (I,)
     category: Ints  # (I,)
@@ -152,7 +157,10 @@ def make_world(settings: config.Simulator, rng: np.random.Generator) -> World:
     centroids = _unit(rng.normal(size=(m.categories, m.content)))
     items = _draw_items(m, settings.items, centroids, start, end, rng)
     users = _draw_users(m, settings.users, start, end, rng)
-    return World(**domains, centroids=centroids, **users, **items, start=start, end=end, market=m)
+    follows = _draw_follows(m.follows, items, users["interests"], rng)
+    newcomer = rng.random(settings.users) < m.newcomers
+    told = {**domains, **users, **items, "follows": follows, "newcomer": newcomer}
+    return World(**told, centroids=centroids, start=start, end=end, market=m)
 
 
 def _draw_domains(m: config.Market, count: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -251,6 +259,24 @@ def _draw_users(m: config.Market, count: int, start: int, end: int, rng: np.rand
         "drift_time": np.where(drifts, when, np.iinfo(np.int64).max),
         "drift_to": chosen[:, 4],
     }
+
+
+def _draw_follows(most: int, items: dict[str, Any], interests: Ints, rng: np.random.Generator) -> Ints:
+    """Up to `most` authors of a user's first two interests, the good ones more often."""
+    author, first = np.unique(items["author"], return_index=True)
+    order = np.argsort(items["category"][first], kind="stable")
+    author, category = author[order], items["category"][first][order]
+    weight = np.concatenate([[0.0], np.cumsum(np.exp(items["author_quality"][first][order]))])
+    users = len(interests)
+    wanted = np.take_along_axis(interests, rng.integers(2, size=(users, most)), axis=1)
+    start, stop = (np.searchsorted(category, wanted, side=side) for side in ("left", "right"))
+    drawn = weight[start] + rng.random((users, most)) * (weight[stop] - weight[start])
+    place = np.clip(np.searchsorted(weight, drawn, side="right") - 1, start, np.maximum(stop - 1, start))
+    follows: Ints = author[np.minimum(place, len(author) - 1)]
+    for column in range(1, most):
+        follows[(follows[:, :column] == follows[:, [column]]).any(axis=1), column] = -1
+    follows[(start == stop) | (np.arange(most) >= rng.integers(most + 1, size=(users, 1)))] = -1
+    return follows
 
 
 def _draw_by_segment(segment: Ints, segments: int, values: int, rng: np.random.Generator) -> Ints:
@@ -477,7 +503,8 @@ def _answer(
 
 
 def _history(world: World, shelf: _Shelf, seed: np.random.SeedSequence) -> Iterator[pl.DataFrame]:
-    """Five to thirty clicks a user from before the log, by the interests of then; two in ten were liked."""
+    """Five to thirty clicks a user from before the log, newcomers aside, by the interests of then; two in ten were
+    liked."""
     m = world.market
     users = len(world.segment)
     for number, child in enumerate(seed.spawn(-(-users // HISTORY_BLOCK))):
@@ -494,8 +521,9 @@ def _history(world: World, shelf: _Shelf, seed: np.random.SeedSequence) -> Itera
                 "time": _times(time),
             }
         )
-        likes = clicks.filter(pl.Series(rng.random(len(user)) < 0.2)).with_columns(behaviour=pl.lit("like"))
-        yield pl.concat([clicks, likes]).with_columns(
+        settled = ~world.newcomer[user]
+        likes = clicks.filter(settled & (rng.random(len(user)) < 0.2)).with_columns(behaviour=pl.lit("like"))
+        yield pl.concat([clicks.filter(settled), likes]).with_columns(
             pl.int_range(pl.len(), dtype=pl.Int32).over("user_id", "behaviour").alias("rank")
         )
 
@@ -513,7 +541,7 @@ def _item_table(world: World) -> pl.DataFrame:
             "category": _named("c", world.category),
             "tags": names,
             "tag": names.list.first(),
-            "place": _named("p", world.item_place),
+            "place": _geohashes(world.market.grid, world.item_place),
             "content": pl.Series(world.content.astype(np.float32), dtype=pl.Array(pl.Float32, world.market.content)),
         }
     )
@@ -526,13 +554,20 @@ def _user_table(world: World) -> pl.DataFrame:
             "segment": _named("s", world.segment),
             "gender": np.array(GENDERS)[world.gender],
             "age": np.array(AGES)[world.age],
-            "place": _named("p", world.user_place),
+            "place": _geohashes(world.market.grid, world.user_place),
+            "follows": pl.Series((world.follows + 1).tolist(), dtype=pl.List(pl.Int64)).list.eval(
+                pl.element().filter(pl.element() > 0)
+            ),
         }
     )
 
 
 def _named(prefix: str, numbers: Ints) -> pl.Series:
     return pl.select(pl.format("{}{}", pl.lit(prefix), pl.Series(numbers))).to_series()
+
+
+def _geohashes(grid: int, cells: Ints) -> list[str]:
+    return geohash.encode(WEST + cells % grid, SOUTH + cells // grid, PRECISION)
 
 
 def _times(microseconds: Ints) -> pl.Series:
