@@ -26,6 +26,7 @@ def recall(config: Config, features: Path, run: Run) -> tuple[dict[str, Path], P
             features,
             root=config.root,
             run=run,
+            reads=candidates.reads(settings, route),
             trains=True,
             positive=positive,
             seed=config.seed,

@@ -24,11 +24,14 @@ from pipeline.recall import (
     hot,
     item_cf,
     markov,
+    multi_interest,
+    sequential,
     slit,
     swing,
     two_tower,
     user_cf,
     value,
+    youtube_dnn,
 )
 from pipeline.recall.merge import snake_merge
 from pipeline.recall.route import Requests
@@ -45,6 +48,9 @@ ROUTES: dict[str, ModuleType] = {
     "ease": ease,
     "markov": markov,
     "slit": slit,
+    "youtube_dnn": youtube_dnn,
+    "multi_interest": multi_interest,
+    "sequential": sequential,
 }
 
 FOLD_SALT = 1
@@ -73,6 +79,15 @@ def options(settings: config.Recall, route: str, function: str) -> dict[str, Any
     """The settings that are keywords of the route's function "train" or "fit"."""
     known = keywords(route, function)
     return {name: value for name, value in settings.options.get(route, {}).items() if name in known}
+
+
+def reads(settings: config.Recall, route: str) -> list[Path]:
+    """The files that the training of a route reads beside the features: the `earlier` run whose cut items it learns
+    from."""
+    earlier = options(settings, route, "train").get("earlier", "")
+    if earlier and not Path(earlier).exists():
+        raise InputError(f"recall.options.{route}.earlier: {earlier}: no such file; name a finished run's latest.json")
+    return [Path(earlier)] if earlier else []
 
 
 def keywords(route: str, function: str) -> list[str]:
