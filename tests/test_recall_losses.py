@@ -165,10 +165,10 @@ def test_a_row_with_nothing_but_copies_pulls_nothing_down(name: str) -> None:
 
 
 def test_how_many_are_drawn() -> None:
-    assert losses.drawn("listwise", 256, None) == (1024, (256, 1024))
-    assert losses.drawn("listwise", 256, 100) == (100, (256, 100))
-    assert losses.drawn("pointwise", 256, None) == (768, (0, 3))
-    assert losses.drawn("bpr", 256, 2) == (512, (0, 2))
+    assert losses.drawn("listwise", 256, None, 20) == (1024, (256, 1024))
+    assert losses.drawn("listwise", 256, 100, 20) == (100, (256, 100))
+    assert losses.drawn("pointwise", 256, None, 20) == (768, (0, 60))
+    assert losses.drawn("bpr", 256, 2, 20) == (512, (0, 40))
 
 
 def test_an_unknown_loss_is_named() -> None:

@@ -164,7 +164,7 @@ def train(
     log: Log,
     checkpoints: Path | None,
 ) -> dict[str, float]:
-    """Train the tower that `make` makes, and write the weights of the epoch with the best recall@50 of what is held
+    """Train the tower that `make` makes, and write the weights of the epoch with the best NDCG@50 of what is held
     out: the first that users took in the validation slice of a features folder, or the last of a snapshot's histories.
 
     `settings` are kept beside the weights for `make`.
@@ -200,7 +200,7 @@ def train(
                 sampled, log_q = everything, torch.zeros(len(everything))
                 own = torch.searchsorted(everything, wanted)
             else:
-                drawn, expected = losses.drawn(training.loss, len(wanted), training.negatives)
+                drawn, expected = losses.drawn(training.loss, len(wanted), training.negatives, len(everything))
                 user = torch.from_numpy(known.user[begin]).long()[row]
                 sampled = torch.cat([wanted, sampler.draw(user, drawn, generator)])
                 log_q, own = sampler.log_q(sampled, *expected), torch.arange(len(wanted))
@@ -220,8 +220,10 @@ def train(
         assert isinstance(model, HistoryTower)
         asked = Tower(model, index_of(model, known.catalogue, "flat"), training.length)
         found = asked.recall(known.held_out, CUTOFF)
-        hits = (found.items == known.target[:, None]).any(axis=1)
-        return {f"recall_{CUTOFF}": float(hits.mean()) if len(hits) else 0.0}
+        hits = found.items == known.target[:, None]
+        gain = hits / np.log2(np.arange(hits.shape[1]) + 2)
+        asking = max(len(hits), 1)
+        return {f"recall_{CUTOFF}": float(hits.sum() / asking), f"ndcg_{CUTOFF}": float(gain.sum() / asking)}
 
     fitted = fit_model(
         model,
@@ -233,7 +235,7 @@ def train(
         epochs=training.epochs,
         learning_rate=training.learning_rate,
         embedding_decay=training.embedding_decay,
-        monitor=f"recall_{CUTOFF}",
+        monitor=f"ndcg_{CUTOFF}",
         log=log,
         patience=training.epochs,
         checkpoints=checkpoints,

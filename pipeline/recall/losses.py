@@ -5,7 +5,7 @@ Those of `LOSSES` are called with
 * `user` (B, D): the rows' users;
 * `item` (S, D): the sampled items, the rows' own first, in the rows' order, and then those drawn;
 * `item_id` (S,): their numbers; list- and pair-wise, a copy of the row's own item is no negative (accidental hit);
-* `log_q` (S,): the log of how often each item is expected among what a row is set against (`sampling.Sampler`);
+* `log_q` (S,): the log of how often each item is expected among what a row is set against, up to a constant;
 * `temperature`: the logit is user · item / temperature. What corrects for sampling is subtracted outside of it.
 
 List-wise, a row is set against all S. The losses by row deal the drawn items in turn, so that S is a multiple of B:
@@ -111,11 +111,13 @@ class _FullSoftmax(torch.autograd.Function):
         return gradient * of_user, gradient * of_item, None
 
 
-def drawn(loss: Name, rows: int, negatives: int | None) -> tuple[int, tuple[int, int]]:
-    """How many items are drawn beside so many rows, and among how many own and drawn items `log_q` has to expect what a
-    row is set against."""
+def drawn(loss: Name, rows: int, negatives: int | None, catalogue: int) -> tuple[int, tuple[int, int]]:
+    """How many items are drawn beside so many rows, and for how many own and drawn items `Sampler.log_q` has to be
+    asked. By row it is for what a row is dealt, times the size of the catalogue: a logit of 0 then is the probability
+    of an item when all are alike, which is where training begins. From elsewhere, point-wise logits that have no bias
+    would have to learn the same constant first, and stay there."""
     count = NEGATIVES[loss] if negatives is None else negatives
-    return (count, (rows, count)) if loss == "listwise" else (count * rows, (0, count))
+    return (count, (rows, count)) if loss == "listwise" else (count * rows, (0, count * catalogue))
 
 
 def check(route: str, loss: str) -> None:

@@ -100,7 +100,7 @@ def train(
                 item, log_q = everything, torch.zeros(len(everything))
                 place = torch.searchsorted(everything, own[index])
             else:
-                drawn, expected = losses.drawn(loss, len(index), negatives)
+                drawn, expected = losses.drawn(loss, len(index), negatives, len(everything))
                 item = torch.cat([own[index], sampler.draw(user[index], drawn, generator)])
                 log_q, place = sampler.log_q(item, *expected), torch.arange(len(index))
             batch = {name: values[item] for name, values in items.items()}
