@@ -7,7 +7,8 @@ A tower is any module called with
 
 that returns (B, L, K, D): after each event the K vectors of what the user wants then. They depend on the events up to
 it, and on when they are asked for, so that all events of a history are trained on at once. `item_vectors()` (items, D)
-are those that they are multiplied with; row 0 belongs to no item.
+are those that they are multiplied with; row 0 belongs to no item. `start(vectors)` (items, D) adds to what items are at
+first.
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ class MeanPooled(nn.Module):
     def item_vectors(self) -> Float[Tensor, "items D"]:
         return self.output.weight
 
+    def start(self, vectors: Float[Tensor, "items D"]) -> None:
+        _add(vectors, self.embed, self.output)
+
 
 class MultiInterest(nn.Module):
     """K interests, each a mean of the events so far weighted by an attention of its own (ComiRec-SA: Cen et al.,
@@ -80,6 +84,9 @@ class MultiInterest(nn.Module):
     def item_vectors(self) -> Float[Tensor, "items D"]:
         return self.embed.weight
 
+    def start(self, vectors: Float[Tensor, "items D"]) -> None:
+        _add(vectors, self.embed)
+
 
 class SelfAttentive(nn.Module):
     """Self-attention over the events so far (SASRec: Kang & McAuley, Self-Attentive Sequential Recommendation, ICDM
@@ -112,6 +119,9 @@ class SelfAttentive(nn.Module):
     def item_vectors(self) -> Float[Tensor, "items D"]:
         return self.embed.weight
 
+    def start(self, vectors: Float[Tensor, "items D"]) -> None:
+        _add(vectors, self.embed)
+
 
 class _Block(nn.Module):
     """Attention and a plain network of two layers, each normalised before and added to what it read."""
@@ -143,6 +153,12 @@ def _table(items: int, width: int) -> nn.Embedding:
     table = nn.Embedding(items, width, padding_idx=0)
     nn.init.normal_(table.weight[1:], std=STD)
     return table
+
+
+@torch.no_grad()
+def _add(vectors: Tensor, *tables: nn.Embedding) -> None:
+    for table in tables:
+        table.weight[1:] += vectors[1:]
 
 
 HistoryTower = MeanPooled | MultiInterest | SelfAttentive

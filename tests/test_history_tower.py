@@ -161,6 +161,28 @@ def test_the_last_event_of_users_is_held_out() -> None:
     assert known.size == 10
 
 
+def test_items_begin_as_the_leading_eigenvectors_of_what_follows_what() -> None:
+    generator = np.random.default_rng(0)
+    taken = [(user, int(item)) for user in range(1, 30) for item in generator.permutation(np.arange(1, 9))[:5]]
+    known = Known.of_snapshot(engaged(taken, list(range(1, 10))), 0)
+    follow = np.zeros((10, 10))
+    for one in range(len(known.user)):
+        for other in range(one + 1, min(one + 21, len(known.user))):
+            if known.user[one] == known.user[other]:
+                follow[known.item[one], known.item[other]] += (other - one) ** -0.7
+    both = follow + follow.T
+    degree = both.sum(axis=1)
+    scale = np.divide(1, np.sqrt(degree), out=np.zeros(10), where=degree > 0)
+    values, vectors = np.linalg.eigh(scale[:, None] * both * scale)
+    expected = vectors[:, -3:] * np.sqrt(values[-3:].clip(min=0))
+    length = np.linalg.norm(expected, axis=1, keepdims=True)
+    expected = np.divide(expected, length, out=np.zeros((10, 3)), where=length > 1e-6)
+    found = history_tower.spectral(known, 3)
+    np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=0.01)
+    assert not found[[0, 9]].any()
+    assert history_tower.spectral(known, 16).shape == (10, 16)
+
+
 @given(st.lists(st.integers(0, 9), max_size=8), st.integers(1, 4))
 def test_each_event_but_a_users_first_is_found_once_with_what_fits_before_it(counts: list[int], length: int) -> None:
     user = np.repeat(np.arange(len(counts)), counts)

@@ -19,7 +19,9 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import scipy.sparse as sp
 import torch
+from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 
 from models.sequential import HistoryTower
@@ -29,6 +31,8 @@ from pipeline.ranking.fit import Log
 from pipeline.ranking.fit import fit as fit_model
 from pipeline.recall import index as nearest
 from pipeline.recall import losses
+from pipeline.recall.item_matrix import Engagements
+from pipeline.recall.markov import transitions
 from pipeline.recall.route import NOTHING, Found, Requests, best
 from pipeline.recall.sampling import Cut, Sampler
 from pipeline.recall.snapshot import Snapshot, take
@@ -39,6 +43,7 @@ VALIDATION_USERS = 2_000
 CUTOFF = 50
 CHUNK = 512
 POOL = 20
+SKIPS, SKIP_DECAY = 20, 0.7
 
 Integers = npt.NDArray[np.integer[Any]]
 Make = Callable[[dict[str, Any]], HistoryTower]
@@ -47,10 +52,12 @@ Make = Callable[[dict[str, Any]], HistoryTower]
 
 @dataclass(frozen=True)
 class Training:
-    """How a tower is trained: of a history the last `length` events are read; logits are divided by `temperature`;
-    `negatives`, `hard` and `earlier` are those of `two_tower.train`."""
+    """How a tower is trained: of a history the last `length` events are read; items begin as `spectral` vectors of the
+    length `start`, or at random where it is 0; logits are divided by `temperature`; `negatives`, `hard` and `earlier`
+    are those of `two_tower.train`."""
 
     length: int
+    start: float
     epochs: int
     batch_size: int
     learning_rate: float
@@ -185,6 +192,8 @@ def train(
     torch.manual_seed(seed)
     settings = {**settings, "items": known.size, "length": training.length}
     model = make(settings)
+    if training.start:
+        model.start(torch.from_numpy(training.start * spectral(known, model.item_vectors().shape[1])))
 
     def batches(epoch: int) -> Iterator[Sample]:
         random = np.random.default_rng([seed, epoch])
@@ -250,6 +259,28 @@ def fit(snapshot: Snapshot, folder: Path, make: Make, *, model: Path, index: nea
         shutil.copyfile(model / name, folder / name)
     tower, _ = load_model(folder, make)
     nearest.save(index_of(tower, snapshot.items["item"].to_numpy(), index), folder / INDEX)
+
+
+def spectral(known: Known, width: int) -> npt.NDArray[np.float32]:
+    """Where items begin, of length 1 or 0: the leading eigenvectors of D^−½ (T + Tᵀ) D^−½, times the roots of their
+    eigenvalues (size, width).
+
+    T holds what follows what in the histories (`markov.transitions`), D its degrees. Their products are nearly what
+    Markov's counts say, and training goes on from there: on Amazon Beauty one epoch from here is worth more than ten
+    from random vectors.
+    """
+    follow = transitions(
+        Engagements(known.user, known.item, np.ones(known.size, bool)), skips=SKIPS, skip_decay=SKIP_DECAY
+    )
+    both = (follow + follow.T).astype(np.float64)
+    degree = both.sum(axis=1)
+    scale = sp.diags_array(np.where(degree > 0, np.maximum(degree, 1e-12) ** -0.5, 0.0))
+    found = np.zeros((known.size, width))
+    leading = min(width, known.size - 1)
+    values, vectors = eigsh(scale @ both @ scale, k=leading, which="LA", v0=np.ones(known.size), tol=1e-2)
+    found[:, :leading] = vectors * np.sqrt(np.maximum(values, 0.0))
+    norm = np.linalg.norm(found, axis=1, keepdims=True)
+    return np.divide(found, norm, out=np.zeros_like(found), where=norm > 1e-6).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ def train(
     interests: int = 4,
     dropout: float = 0.2,
     length: int = 50,
+    start: float = 2.0,
     epochs: int = 10,
     batch_size: int = 256,
     learning_rate: float = 0.003,
@@ -43,6 +44,7 @@ def train(
     """Train on the histories of a features folder or of a snapshot (`history_tower.train`)."""
     training = Training(
         length=length,
+        start=start,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,

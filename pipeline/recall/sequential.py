@@ -30,6 +30,7 @@ def train(
     heads: int = 2,
     dropout: float = 0.5,
     length: int = 50,
+    start: float = 2.0,
     epochs: int = 20,
     batch_size: int = 256,
     learning_rate: float = 0.003,
@@ -44,6 +45,7 @@ def train(
     """Train on the histories of a features folder or of a snapshot (`history_tower.train`)."""
     training = Training(
         length=length,
+        start=start,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
