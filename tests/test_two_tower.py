@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 from day_files import change_log
 from route_tables import ask
+from test_sampling import earlier_run
 
 from pipeline import config
 from pipeline.features import build
@@ -55,6 +56,25 @@ def test_training_is_repeatable_and_told_by_epoch(features: Path, trained: Path,
     for name in (two_tower.WEIGHTS, two_tower.SETTINGS):
         assert (tmp_path / name).read_bytes() == (trained / name).read_bytes()
     assert json.loads((trained / two_tower.SETTINGS).read_text())["recall_50"] == metrics["recall_50"]
+
+
+@pytest.mark.parametrize("loss", ["pointwise", "bpr", "hinge", "full"])
+def test_every_loss_trains_it_to_more_than_chance(features: Path, tmp_path: Path, loss: str) -> None:
+    losses: list[float] = []
+    settings = {**SETTINGS, "negatives": None, "epochs": 3, "loss": loss}
+    metrics = two_tower.train(
+        features, tmp_path, positive="click", seed=0, log=lambda told, _: losses.append(told["loss"]), **settings
+    )
+    assert losses[-1] < losses[0]
+    assert metrics["recall_50"] > two_tower.CUTOFF / 150
+
+
+def test_what_an_earlier_run_cut_is_learnt_from(features: Path, trained: Path, tmp_path: Path) -> None:
+    store = FeatureStore.open(features)
+    latest = earlier_run(tmp_path / "run", features, 5, [1, 2, 3, 4], [False] * 4, store.slices["validation"])
+    told = {"positive": "click", "seed": 0, "log": lambda *_: None, **SETTINGS}
+    two_tower.train(features, tmp_path, earlier=str(latest), **told)
+    assert (tmp_path / two_tower.WEIGHTS).read_bytes() != (trained / two_tower.WEIGHTS).read_bytes()
 
 
 def test_the_route_finds_the_nearest_items(features: Path, trained: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from pipeline.recall import (
     graph_filter,
     hot,
     item_cf,
+    losses,
     markov,
     multi_interest,
     sequential,
@@ -59,7 +60,8 @@ GIVEN = ("model", "positive", "seed", "log", "checkpoints")
 
 
 def check(settings: config.Recall) -> None:
-    """Raise `InputError` for a route that does not exist and for an option that a route does not have."""
+    """Raise `InputError` for a route that does not exist, for an option that a route does not have, for an unknown
+    loss, and where the run that a route is to learn from is not there."""
     quota = {} if settings.quota == "auto" else settings.quota
     for key, named in (("routes", settings.routes), ("quota", quota), ("options", settings.options)):
         if unknown := [route for route in named if route not in ROUTES]:
@@ -68,6 +70,9 @@ def check(settings: config.Recall) -> None:
         known = [*keywords(route, "train"), *keywords(route, "fit")]
         if strange := [option for option in given if option not in known]:
             raise InputError(f"recall.options.{route}: there is no {strange[0]!r}; it has {', '.join(known)}")
+        if "loss" in given:
+            losses.check(route, given["loss"])
+        reads(settings, route)
 
 
 def trained(settings: config.Recall) -> list[str]:
