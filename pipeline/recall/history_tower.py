@@ -185,7 +185,7 @@ def train(
     if not len(windows):
         raise InputError(f"{route}: no user has two events to learn from; choose another task or a longer log")
     cut = Cut.read(Path(training.earlier), store) if training.earlier else None
-    targets = np.concatenate([np.arange(*pair) for pair in zip(windows.begin + 1, windows.end, strict=True)])
+    targets = 1 + np.flatnonzero(known.user[1:] == known.user[:-1])
     users = known.user[targets]
     sampler = Sampler.of(known.item[targets], known.catalogue, known.size, users=users, cut=cut, hard=training.hard)
     everything = torch.from_numpy(np.union1d(known.catalogue, known.item[targets])).long()
