@@ -25,6 +25,7 @@ def train_routes(config: Config, features: Path, run: Run) -> dict[str, Path]:
             features,
             root=config.root,
             run=run,
+            reads=candidates.reads(settings, route),
             trains=True,
             positive=positive,
             seed=config.seed,

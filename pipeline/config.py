@@ -42,8 +42,8 @@ class Market:
     They are set so that models of different worth differ. At a million impressions of 100 000 users and 20 000 items
     the oracle's click AUC is .808 and an item's click rate so far reaches .56; the zoo tells what rankers reach.
     `drifting` is the share of users whose first interest gives way to another during the log, `passing` that
-    interest's strength, `conflict` how much a like wants what a click does not, `follows` how many authors a user follows
-    at most, `newcomers` the share of users without a history.
+    interest's strength, `conflict` how much a like wants what a click does not, `follows` how many authors a user
+    follows at most, `newcomers` the share of users without a history.
     """
 
     categories: PositiveInt = 24

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-import torch
 from day_files import change_log
 from route_tables import ask
-from torch.nn.functional import cross_entropy, normalize
+from test_sampling import earlier_run
 
 from pipeline import config
 from pipeline.features import build
@@ -39,81 +38,6 @@ def trained(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def vectors(count: int, seed: int) -> torch.Tensor:
-    drawn = torch.randn(count, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
-    return normalize(drawn).requires_grad_()
-
-
-def test_loss_on_paper() -> None:
-    user, item = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    log_q = torch.tensor([0.5, 0.25]).log()
-    loss = two_tower.listwise_loss(user, item, torch.tensor([1, 2]), log_q, temperature=0.5)
-    own, other = np.exp(2.0) / 0.5, np.exp(0.0) / 0.25
-    assert float(loss) == pytest.approx(-np.log(own / (own + other)), abs=1e-6)
-
-
-def test_with_all_items_sampled_it_is_the_full_softmax_in_value_and_gradient() -> None:
-    """Three rows with distinct items, and the other five items drawn once each: all eight, each once."""
-    users, items = vectors(3, 1), vectors(8, 2)
-    own = torch.tensor([5, 0, 3])
-    full = cross_entropy(users @ items.T / 0.1, own)
-    wanted = torch.autograd.grad(full, (users, items))
-    order = torch.tensor([5, 0, 3, 1, 2, 4, 6, 7])
-    log_q = torch.full((8,), 1 / 8).log()
-    sampled = two_tower.listwise_loss(users, items[order], order, log_q, temperature=0.1)
-    found = torch.autograd.grad(sampled, (users, items))
-    torch.testing.assert_close(sampled, full)
-    for mine, theirs in zip(found, wanted, strict=True):
-        torch.testing.assert_close(mine, theirs)
-
-
-def test_log_q_makes_an_uneven_sample_agree_with_the_full_softmax() -> None:
-    """Many draws by a skewed q: near the full softmax with log q, far from it without and with its sign turned."""
-    users, items = vectors(1, 1).detach(), vectors(20, 2).detach()
-    share = torch.arange(1, 21).double() ** 2
-    share /= share.sum()
-    drawn = torch.multinomial(share, 50_000, replacement=True, generator=torch.Generator().manual_seed(0))
-    own = torch.tensor([4])
-    full = float(cross_entropy(users @ items.T / 0.5, own))
-    sample = torch.cat([own, drawn])
-    expected = torch.cat([torch.ones(1), (share[drawn] * len(drawn)).float()])
-
-    def loss(log_q: torch.Tensor) -> float:
-        return float(two_tower.listwise_loss(users, items[sample], sample, log_q, temperature=0.5))
-
-    assert loss(expected.log()) == pytest.approx(full, rel=0.02)
-    assert abs(loss(torch.zeros(len(sample))) - full) > 1
-    assert abs(loss(-expected.log()) - full) > 1
-
-
-def test_copies_of_the_own_item_are_no_negatives() -> None:
-    user, item = vectors(2, 1), vectors(3, 2)
-    alone = two_tower.listwise_loss(user[:1], item[[0, 1]], torch.tensor([7, 8]), torch.zeros(2), temperature=0.1)
-    copied = two_tower.listwise_loss(
-        user[:1], item[[0, 1, 0, 0]], torch.tensor([7, 8, 7, 7]), torch.zeros(4), temperature=0.1
-    )
-    torch.testing.assert_close(alone, copied)
-
-
-def test_sampler_shares() -> None:
-    """Items 1 and 2 of five were engaged with 3 and 0 times; item 4 is not to be drawn."""
-    sampler = two_tower.Sampler.of(np.array([1, 1, 1, 3]), np.array([1, 2, 3]), 5)
-    weights = np.array([0, 4, 1, 2, 0]) ** 0.75
-    np.testing.assert_allclose(sampler.positive, [0, 0.75, 0, 0.25, 0])
-    np.testing.assert_allclose(sampler.negative, weights / weights.sum())
-    expected = np.log(8 * 0.75 + 4 * weights[1] / weights.sum())
-    assert float(sampler.log_q(torch.tensor([1]), 8, 4)) == pytest.approx(expected, rel=1e-6)
-
-
-def test_only_hot_items_are_thinned_out() -> None:
-    items = np.concatenate([np.zeros(9_000, np.int64), np.arange(1, 1_000)])
-    sampler = two_tower.Sampler.of(items, np.arange(1_000), 1_000)
-    bound = 10 * len(items) / 1_000 / 9_000
-    assert float(sampler.keep[0]) == pytest.approx(bound**0.5 + bound)
-    assert (sampler.keep[1:] == 1).all()
-    assert float(sampler.positive.sum()) == pytest.approx(1.0)
-
-
 def test_hit_rate_on_paper() -> None:
     users, items = np.eye(3), np.array([[9.0, 9.0, 9.0], [1.0, 0, 0], [2.0, 1.0, 0], [0, 0, 1.0]])
     target, known = np.array([1, 2, 3]), np.array([1, 2, 3])
@@ -132,6 +56,25 @@ def test_training_is_repeatable_and_told_by_epoch(features: Path, trained: Path,
     for name in (two_tower.WEIGHTS, two_tower.SETTINGS):
         assert (tmp_path / name).read_bytes() == (trained / name).read_bytes()
     assert json.loads((trained / two_tower.SETTINGS).read_text())["recall_50"] == metrics["recall_50"]
+
+
+@pytest.mark.parametrize("loss", ["pointwise", "bpr", "hinge", "full"])
+def test_every_loss_trains_it_to_more_than_chance(features: Path, tmp_path: Path, loss: str) -> None:
+    losses: list[float] = []
+    settings = {**SETTINGS, "negatives": None, "epochs": 3, "loss": loss}
+    metrics = two_tower.train(
+        features, tmp_path, positive="click", seed=0, log=lambda told, _: losses.append(told["loss"]), **settings
+    )
+    assert losses[-1] < losses[0]
+    assert metrics["recall_50"] > two_tower.CUTOFF / 150
+
+
+def test_what_an_earlier_run_cut_is_learnt_from(features: Path, trained: Path, tmp_path: Path) -> None:
+    store = FeatureStore.open(features)
+    latest = earlier_run(tmp_path / "run", features, 5, [1, 2, 3, 4], [False] * 4, store.slices["validation"])
+    told = {"positive": "click", "seed": 0, "log": lambda *_: None, **SETTINGS}
+    two_tower.train(features, tmp_path, earlier=str(latest), **told)
+    assert (tmp_path / two_tower.WEIGHTS).read_bytes() != (trained / two_tower.WEIGHTS).read_bytes()
 
 
 def test_the_route_finds_the_nearest_items(features: Path, trained: Path, tmp_path: Path) -> None:

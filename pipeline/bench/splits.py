@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.evaluation.metrics import ndcg_at, recall_at
-from pipeline.recall import ease, graph_filter, item_cf, markov, slit
+from pipeline.recall import ease, graph_filter, item_cf, markov, sequential, slit
 from pipeline.recall.route import NOTHING, Found, Requests, best
 from pipeline.recall.snapshot import Snapshot
 from pipeline.sources import lists
@@ -119,22 +119,28 @@ def bench(name: str) -> dict[str, float]:
 
 
 def answer(module: ModuleType, options: Options, parts: Parts, k: int) -> Found:
-    """What a route answers to each user of `wanted`, in ascending order."""
+    """What a route answers to each user of `wanted`, in ascending order. The logits of a trained route become odds
+    against its first item, since scores are to be above 0."""
     fitted, known = _snapshot(parts.fitted), _snapshot(parts.known)
     users = parts.wanted.select(pl.col("user").unique().sort(), domain=pl.lit(0))
-    with tempfile.TemporaryDirectory(prefix="recfunnel-bench-") as folder:
-        module.fit(fitted, Path(folder), **options)
-        route = module.load(Path(folder), None)
+    with tempfile.TemporaryDirectory(prefix="recfunnel-bench-") as place:
+        folder, model = Path(place), Path(place) / "model"
+        if trains := hasattr(module, "train"):
+            model.mkdir()
+            module.train(fitted, model, positive="", seed=0, log=lambda metrics, epoch: None, **options)
+            module.fit(fitted, folder, model=model)
+        else:
+            module.fit(fitted, folder, **options)
+        route = module.load(folder, None)
         batches = [users[first : first + BATCH] for first in range(0, len(users), BATCH)]
         found = [route.recall(Requests.of(known, batch), k) for batch in batches]
     width = max(part.items.shape[1] for part in found)
     gaps = [((0, 0), (0, width - part.items.shape[1])) for part in found]
-    return Found(
-        np.concatenate(
-            [np.pad(part.items, gap, constant_values=NOTHING) for part, gap in zip(found, gaps, strict=True)]
-        ),
-        np.concatenate([np.pad(part.scores, gap) for part, gap in zip(found, gaps, strict=True)]),
-    )
+    items = [np.pad(part.items, gap, constant_values=NOTHING) for part, gap in zip(found, gaps, strict=True)]
+    scores = np.concatenate([np.pad(part.scores, gap) for part, gap in zip(found, gaps, strict=True)])
+    if trains:
+        scores = np.exp(scores - scores[:, :1])
+    return Found(np.concatenate(items), scores)
 
 
 def _snapshot(events: pl.DataFrame) -> Snapshot:
@@ -284,6 +290,7 @@ SPLITS: dict[str, Split] = {
             "ease": (ease, ({"ridge": 3.0}, {"ridge": 10.0})),
             "markov": (markov, ({"popularity": 0.2}, {"popularity": 0.1})),
             "slit": (slit, ({"ridge": 100.0, "popularity": 0.1}, {"ridge": 300.0, "popularity": 0.1})),
+            "sequential": (sequential, ({},)),
         },
     ),
 }

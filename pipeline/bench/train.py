@@ -26,7 +26,8 @@ from pipeline.ranking.batches import Batch, Encoder, in_order, shuffled
 from pipeline.ranking.fine import probabilities
 from pipeline.ranking.fit import fit
 from pipeline.ranking.losses import masked_bce
-from pipeline.recall.two_tower import Sampler, listwise_loss
+from pipeline.recall.losses import listwise
+from pipeline.recall.sampling import Sampler
 
 PEERS = Path(__file__).parent / "peers"
 TEMPERATURE = 0.05
@@ -114,7 +115,7 @@ def measure(task: Task, folder: Path, batch_size: int, seed: int) -> Measured:
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         if isinstance(model, TwoTower):
             vectors = model.user(batch), model.item(batch)
-            return listwise_loss(*vectors, batch["item"], batch["log_q"], temperature=TEMPERATURE)
+            return listwise(*vectors, batch["item"], batch["log_q"], temperature=TEMPERATURE)
         return objective(model, batch, masked_bce)
 
     fit(

@@ -28,9 +28,12 @@ from pipeline.recall import (
     graph_filter,
     hot,
     item_cf,
+    losses,
     markov,
+    multi_interest,
     place,
     segment_hot,
+    sequential,
     similar_author,
     slit,
     swing,
@@ -38,6 +41,7 @@ from pipeline.recall import (
     two_tower,
     user_cf,
     value,
+    youtube_dnn,
 )
 from pipeline.recall.merge import snake_merge
 from pipeline.recall.route import NOTHING, Requests, only
@@ -62,6 +66,9 @@ ROUTES: dict[str, ModuleType] = {
     "fresh_taste": fresh_taste,
     "segment_hot": segment_hot,
     "cache": cache,
+    "youtube_dnn": youtube_dnn,
+    "multi_interest": multi_interest,
+    "sequential": sequential,
 }
 
 FOLD_SALT = 1
@@ -70,7 +77,8 @@ GIVEN = ("model", "positive", "seed", "log", "checkpoints")
 
 
 def check(settings: config.Recall) -> None:
-    """Raise `InputError` for a route that does not exist and for an option that a route does not have."""
+    """Raise `InputError` for a route that does not exist, for an option that a route does not have, for an unknown
+    loss, and where the run that a route is to learn from is not there."""
     quota = {} if settings.quota == "auto" else settings.quota
     for key, named in (("routes", settings.routes), ("quota", quota), ("options", settings.options)):
         if unknown := [route for route in named if route not in ROUTES]:
@@ -79,6 +87,9 @@ def check(settings: config.Recall) -> None:
         known = [*keywords(route, "train"), *keywords(route, "fit")]
         if strange := [option for option in given if option not in known]:
             raise InputError(f"recall.options.{route}: there is no {strange[0]!r}; it has {', '.join(known)}")
+        if "loss" in given:
+            losses.check(route, given["loss"])
+        reads(settings, route)
 
 
 def trained(settings: config.Recall) -> list[str]:
@@ -90,6 +101,15 @@ def options(settings: config.Recall, route: str, function: str) -> dict[str, Any
     """The settings that are keywords of the route's function "train" or "fit"."""
     known = keywords(route, function)
     return {name: value for name, value in settings.options.get(route, {}).items() if name in known}
+
+
+def reads(settings: config.Recall, route: str) -> list[Path]:
+    """The files that the training of a route reads beside the features: the `earlier` run whose cut items it learns
+    from."""
+    earlier = options(settings, route, "train").get("earlier", "")
+    if earlier and not Path(earlier).exists():
+        raise InputError(f"recall.options.{route}.earlier: {earlier}: no such file; name a finished run's latest.json")
+    return [Path(earlier)] if earlier else []
 
 
 def keywords(route: str, function: str) -> list[str]:

@@ -1,8 +1,8 @@
-"""R7, R17 and R18: the two-tower route, trained list-wise, with a Faiss index over the items.
+"""R7: the two-tower route, with a Faiss index over the items.
 
-A row is something that a user engaged with, and the user is described as of just before it. Its negatives are the
-other rows' items and items drawn from the whole catalogue with p ∝ (count + 1)^¾ (mixed negative sampling, Yang et
-al., WWW 2020). What was shown and not engaged with is no negative: it had been recalled, rightly.
+A row is something that a user engaged with, and the user is described as of just before it. List-wise, its negatives
+are the other rows' items and drawn ones (mixed negative sampling, Yang et al., WWW 2020); by row, drawn ones alone;
+the full softmax has the whole catalogue. `losses` and `sampling` say how.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import faiss
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from models.schema import Schema
 from models.two_tower import TwoTower
@@ -26,78 +25,27 @@ from pipeline.lake import InputError, write_json
 from pipeline.ranking.batches import Batch, Encoder
 from pipeline.ranking.fit import fit as fit_model
 from pipeline.recall import index as nearest
+from pipeline.recall import losses
 from pipeline.recall.route import Found, Requests, Route
+from pipeline.recall.sampling import HARD, Cut, Sampler
 from pipeline.recall.snapshot import Snapshot, available
 
 WEIGHTS, SETTINGS, INDEX = "model.safetensors", "two_tower.json", "index.faiss"
-FLATTEN = 0.75
-HOT = 10.0
 VALIDATION_USERS = 2_000
 CUTOFF = 50
 CHUNK = 8_192
 
 
-def listwise_loss(user: Tensor, item: Tensor, item_id: Tensor, log_q: Tensor, *, temperature: float) -> Tensor:
-    """Sampled softmax: the cross-entropy of each row's own item among the S sampled ones.
-
-    `user` (B, D) and `item` (S, D) are vectors, of which `item`'s first B are the rows' own; `item_id` (S,) tells
-    copies of the row's own item, which are no negatives (accidental hits); `log_q` (S,) is the log of how often an
-    item is expected among the samples, up to a constant. It is subtracted from the logit, outside the temperature
-    (Bengio & Senécal 2008; Yi et al., RecSys 2019): logit = cosine / temperature − log q.
-
-    When every item is sampled once this is the full softmax.
-    """
-    with torch.autocast(user.device.type, enabled=False):
-        logits = torch.addmm(-log_q, user.float() / temperature, item.float().T)
-    rows = torch.arange(len(user), device=user.device)
-    number = item_id.int()
-    copies = number[: len(user), None] == number
-    copies[rows, rows] = False
-    return cross_entropy(logits.masked_fill_(copies, -torch.inf), rows)
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """How items come into a batch: `positive` (I,) and `negative` (I,) are their shares among the rows' own items and
-    among the drawn ones, `keep` (I,) the chance that a row with this item is used in an epoch."""
-
-    positive: Tensor
-    negative: Tensor
-    keep: Tensor
-
-    @classmethod
-    def of(cls, items: np.ndarray, catalogue: np.ndarray, size: int) -> Sampler:
-        """From the items of the positive rows and the items that may be drawn, all numbers below `size`.
-
-        A row whose item has more than ten times the mean share is kept with word2vec's probability √(t/f) + t/f, t
-        being that bound (Mikolov et al. 2013, in the form of their code).
-        """
-        count = torch.from_numpy(np.bincount(items, minlength=size)).double()
-        relative = HOT * count.sum() / max(len(catalogue), 1) / count
-        keep = (relative.sqrt() + relative).clamp(max=1.0)
-        kept = count * keep.nan_to_num(0.0)
-        drawn = torch.zeros(size, dtype=torch.float64)
-        known = torch.tensor(catalogue)
-        drawn[known] = (count[known] + 1) ** FLATTEN
-        return cls(kept / kept.sum(), drawn / drawn.sum(), keep)
-
-    def log_q(self, item: Tensor, rows: int, drawn: int) -> Tensor:
-        """Log of how often each item is expected in a batch of so many rows and drawn items.
-
-        One share for both kinds of samples, that of their mixture (the balance heuristic, Veach & Guibas 1995): a
-        rare item that happens to be a row's own does not count for a thousand.
-        """
-        return (rows * self.positive[item] + drawn * self.negative[item]).log().float()
-
-
 @dataclass(frozen=True)
 class Sample:
-    """B rows, and the S items of the batch, the rows' own first."""
+    """B rows, and the S items of the batch: the rows' own first, or the whole catalogue, in which `own` (B,) are the
+    rows' own."""
 
     users: Batch
     items: Batch
     item: Tensor
     log_q: Tensor
+    own: Tensor
 
 
 def train(
@@ -112,45 +60,58 @@ def train(
     batch_size: int = 256,
     learning_rate: float = 0.003,
     temperature: float = 0.1,
-    negatives: int = 1024,
+    loss: losses.Name = "listwise",
+    negatives: int | None = None,
+    hard: float = HARD,
+    earlier: str = "",
     checkpoints: Path | None = None,
 ) -> dict[str, float]:
-    """Train on the engaged rows of the train slice, `negatives` drawn items beside each batch, and write the weights of
-    the epoch with the best recall@50 on validation.
+    """Train on the engaged rows of the train slice and write the weights of the epoch with the best recall@50 on
+    validation.
 
-    Raises `InputError` when the train slice has no positive of the task.
+    `negatives` are drawn beside each batch, or for each row by the losses by row (`losses.NEGATIVES` says how many by
+    default). With `earlier`, the latest.json of an earlier run, the part `hard` of them is what ranking cut there.
+
+    Raises `InputError` when the train slice has no positive of the task, for an unknown loss, and where the earlier run
+    has nothing to tell.
     """
+    losses.check("two_tower", loss)
     store = FeatureStore.open(features)
     rows = engaged(store, "train", positive)
     if not len(rows):
         raise InputError(f"{features}: no row of the train slice has {positive} = 1; choose another task")
     catalogue = available(store, store.slices["validation"])["item"].to_numpy()
+    cut = Cut.read(Path(earlier), store) if earlier else None
     torch.manual_seed(seed)
     model = make(store.schema, width, content_width(store))
     encoder = Encoder(store)
     items = every_item(store, encoder)
-    sampler = Sampler.of(rows.item, catalogue, len(items["fields"]))
+    sampler = Sampler.of(rows.item, catalogue, len(items["fields"]), users=rows.user, cut=cut, hard=hard)
+    everything = torch.from_numpy(np.union1d(catalogue, rows.item)).long()
 
     def batches(epoch: int) -> Iterator[Sample]:
         generator = torch.Generator().manual_seed(seed * 1_000 + epoch)
         chance = torch.rand(len(rows), generator=generator, dtype=torch.float64)
         order = torch.randperm(len(rows), generator=generator)
-        own = torch.from_numpy(rows.item).long()
+        own, user = torch.from_numpy(rows.item).long(), torch.from_numpy(rows.user).long()
         order = order[chance[order] < sampler.keep[own[order]]]
         for index in torch.split(order, batch_size):
-            drawn = torch.multinomial(sampler.negative, negatives, replacement=True, generator=generator)
-            item = torch.cat([own[index], drawn])
-            yield Sample(
-                users=encoder(rows, index),
-                items={name: values[item] for name, values in items.items()},
-                item=item,
-                log_q=sampler.log_q(item, len(index), negatives),
-            )
+            if loss == "full":
+                item, log_q = everything, torch.zeros(len(everything))
+                place = torch.searchsorted(everything, own[index])
+            else:
+                drawn, expected = losses.drawn(loss, len(index), negatives, len(everything))
+                item = torch.cat([own[index], sampler.draw(user[index], drawn, generator)])
+                log_q, place = sampler.log_q(item, *expected), torch.arange(len(index))
+            batch = {name: values[item] for name, values in items.items()}
+            yield Sample(users=encoder(rows, index), items=batch, item=item, log_q=log_q, own=place)
 
-    def loss(model: nn.Module, sample: Sample) -> Tensor:
+    def of_sample(model: nn.Module, sample: Sample) -> Tensor:
         assert isinstance(model, TwoTower)
-        users, items = model.user(sample.users), model.item(sample.items)
-        return listwise_loss(users, items, sample.item, sample.log_q, temperature=temperature)
+        users, vectors = model.user(sample.users), model.item(sample.items)
+        if loss == "full":
+            return losses.full_softmax(users, vectors, sample.own, temperature=temperature)
+        return losses.LOSSES[loss](users, vectors, sample.item, sample.log_q, temperature=temperature)
 
     held_out = first_of_each_user(engaged(store, "validation", positive), VALIDATION_USERS, seed)
     known = available(store, store.slices["test"])["item"].to_numpy()
@@ -163,7 +124,7 @@ def train(
     fitted = fit_model(
         model,
         batches,
-        loss,
+        of_sample,
         validate,
         steps=-(-len(rows) // batch_size),
         rows=len(rows),

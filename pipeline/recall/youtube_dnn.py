@@ -1,0 +1,81 @@
+"""R12, YouTubeDNN: the mean of the history through a plain network, trained with the sampled softmax
+(`models.sequential.MeanPooled`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from models.sequential import MeanPooled
+from pipeline.features.store import FeatureStore
+from pipeline.ranking.fit import Log
+from pipeline.recall import history_tower, losses
+from pipeline.recall import index as nearest
+from pipeline.recall.history_tower import Training
+from pipeline.recall.route import Route
+from pipeline.recall.sampling import HARD
+from pipeline.recall.snapshot import Snapshot
+
+
+def train(
+    source: Path | Snapshot,
+    out: Path,
+    *,
+    positive: str,
+    seed: int,
+    log: Log,
+    width: int = 64,
+    dropout: float = 0.2,
+    length: int = 50,
+    start: float = 2.0,
+    epochs: int = 8,
+    batch_size: int = 64,
+    learning_rate: float = 0.003,
+    embedding_decay: float = 0.0,
+    temperature: float = 1.0,
+    loss: losses.Name = "listwise",
+    negatives: int | None = None,
+    hard: float = HARD,
+    earlier: str = "",
+    checkpoints: Path | None = None,
+) -> dict[str, float]:
+    """Train on the histories of a features folder or of a snapshot (`history_tower.train`)."""
+    training = Training(
+        length=length,
+        start=start,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        embedding_decay=embedding_decay,
+        temperature=temperature,
+        loss=loss,
+        negatives=negatives,
+        hard=hard,
+        earlier=earlier,
+    )
+    return history_tower.train(
+        source,
+        out,
+        make,
+        route="youtube_dnn",
+        settings={"width": width, "dropout": dropout},
+        training=training,
+        positive=positive,
+        seed=seed,
+        log=log,
+        checkpoints=checkpoints,
+    )
+
+
+def fit(snapshot: Snapshot, folder: Path, *, model: Path, index: nearest.Kind = "flat") -> None:
+    """Write the index of the available items' vectors, and the model beside it."""
+    history_tower.fit(snapshot, folder, make, model=model, index=index)
+
+
+def load(folder: Path, store: FeatureStore) -> Route:  # noqa: ARG001
+    return history_tower.load(folder, make)
+
+
+def make(settings: dict[str, Any]) -> MeanPooled:
+    return MeanPooled(settings["items"], width=settings["width"], dropout=settings["dropout"])
