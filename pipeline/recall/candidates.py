@@ -17,13 +17,16 @@ from pipeline.features.store import FeatureStore
 from pipeline.lake import InputError, write_json
 from pipeline.progress import progress
 from pipeline.recall import (
+    deep_retrieval,
     ease,
     exposure,
     fresh,
+    generative,
     graph_filter,
     hot,
     item_cf,
     markov,
+    policy,
     slit,
     swing,
     two_tower,
@@ -45,6 +48,9 @@ ROUTES: dict[str, ModuleType] = {
     "ease": ease,
     "markov": markov,
     "slit": slit,
+    "deep_retrieval": deep_retrieval,
+    "generative": generative,
+    "policy": policy,
 }
 
 FOLD_SALT = 1

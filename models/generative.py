@@ -1,0 +1,102 @@
+"""Generative retrieval: Rajput et al., Recommender Systems with Generative Retrieval (TIGER), NeurIPS 2023.
+
+An item is its semantic id, a code in each of a few levels. A history is the ids of its items, and a decoder that
+attends to it says, code by code, the id of what comes next (§3.2). Nothing is learnt by item: items whose ids begin
+alike share what is learnt, and a new item has an id as soon as it has content.
+
+Differs from the paper: an event is one token, the sum of its codes' embeddings; the codes so far are the decoder's
+query in the same way, so that it needs no attention among them; the history has no encoder, and the user no token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.layers import mlp
+
+
+class Attention(nn.Module):
+    """W queries a row look at the row's history, then pass a small network; both add to the query."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.attend = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.net = mlp(width, 2 * width, width)
+
+    def forward(
+        self, query: Float[Tensor, "B W D"], history: Float[Tensor, "B L D"], there: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B W D"]:
+        seen, _ = self.attend(self.norms[0](query), history, history, key_padding_mask=~there, need_weights=False)
+        query = query + seen
+        return query + self.net(self.norms[1](query))  # type: ignore[no-any-return]
+
+
+class SemanticDecoder(nn.Module):
+    """`sizes` are the numbers of codes of the levels, `length` how many events are read, newest first."""
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        domains: int,
+        *,
+        width: int = 64,
+        length: int = 20,
+        heads: int = 4,
+        layers: int = 2,
+    ) -> None:
+        super().__init__()
+        self.codes = nn.ModuleList(nn.Embedding(size, width) for size in sizes)
+        self.said = nn.ModuleList(nn.Embedding(size, width) for size in sizes[:-1])
+        self.domain = nn.Embedding(1 + domains, width)
+        self.back = nn.Embedding(length, width)
+        self.level = nn.Embedding(len(sizes), width)
+        self.history_norm = nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(Attention(width, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
+        for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.1)
+
+    def history(
+        self, events: Int[Tensor, "B L levels"], there: Bool[Tensor, "B L"], domain: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B tokens D"], Bool[Tensor, "B tokens"]]:
+        """The tokens to attend to, and which of them there are: the domain (from 1, 0 if unknown), then the events."""
+        of_codes = [embed(events[:, :, level]) for level, embed in enumerate(self.codes)]
+        of_events = torch.stack(of_codes).sum(dim=0) + self.back.weight
+        tokens = torch.cat([self.domain(domain)[:, None], of_events], dim=1)
+        return self.history_norm(tokens), functional.pad(there, (1, 0), value=True)
+
+    def next_code(
+        self,
+        history: Float[Tensor, "B tokens D"],
+        there: Bool[Tensor, "B tokens"],
+        prefix: Int[Tensor, "B W level"],
+    ) -> Float[Tensor, "B W K"]:
+        """log p(c | history, prefix) of every code of the level that follows W prefixes."""
+        rows, beams, level = prefix.shape
+        so_far = [embed(prefix[:, :, place]) for place, embed in enumerate(self.said) if place < level]
+        start = (self.level.weight[level] + history[:, :1]).expand(rows, beams, -1)
+        query = torch.stack([start, *so_far]).sum(dim=0)
+        for block in self.blocks:
+            query = block(query, history, there)
+        return self.heads[level](self.norm(query)).log_softmax(dim=2)  # type: ignore[no-any-return]
+
+    def log_items(
+        self,
+        history: Float[Tensor, "B tokens D"],
+        there: Bool[Tensor, "B tokens"],
+        codes: Int[Tensor, "B levels"],
+    ) -> Float[Tensor, " B"]:
+        """log p of each row's item, of which `codes` is the id."""
+        factors = [
+            self.next_code(history, there, codes[:, None, :level])[:, 0].gather(1, codes[:, level, None])[:, 0]
+            for level in range(codes.shape[1])
+        ]
+        return torch.stack(factors).sum(dim=0)
