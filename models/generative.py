@@ -48,7 +48,7 @@ class SemanticDecoder(nn.Module):
         width: int = 64,
         length: int = 20,
         heads: int = 4,
-        layers: int = 2,
+        layers: int = 1,
     ) -> None:
         super().__init__()
         self.codes = nn.ModuleList(nn.Embedding(size, width) for size in sizes)
@@ -80,13 +80,12 @@ class SemanticDecoder(nn.Module):
         prefix: Int[Tensor, "B W level"],
     ) -> Float[Tensor, "B W K"]:
         """log p(c | history, prefix) of every code of the level that follows W prefixes."""
-        rows, beams, level = prefix.shape
-        so_far = [embed(prefix[:, :, place]) for place, embed in enumerate(self.said) if place < level]
-        start = (self.level.weight[level] + history[:, :1]).expand(rows, beams, -1)
-        query = torch.stack([start, *so_far]).sum(dim=0)
-        for block in self.blocks:
-            query = block(query, history, there)
-        return self.heads[level](self.norm(query)).log_softmax(dim=2)  # type: ignore[no-any-return]
+        level = prefix.shape[2]
+        query = history[:, :1] + self.level.weight[level]
+        for place in range(level):
+            query = query + self.said[place](prefix[:, :, place])
+        decoded = self.decode(query.expand(-1, prefix.shape[1], -1), history, there)
+        return self.heads[level](decoded).log_softmax(dim=2)  # type: ignore[no-any-return]
 
     def log_items(
         self,
@@ -94,9 +93,18 @@ class SemanticDecoder(nn.Module):
         there: Bool[Tensor, "B tokens"],
         codes: Int[Tensor, "B levels"],
     ) -> Float[Tensor, " B"]:
-        """log p of each row's item, of which `codes` is the id."""
-        factors = [
-            self.next_code(history, there, codes[:, None, :level])[:, 0].gather(1, codes[:, level, None])[:, 0]
-            for level in range(codes.shape[1])
-        ]
+        """log p of each row's item, of which `codes` is the id: all levels at once, each after the true codes before."""
+        said = [embed(codes[:, level]) for level, embed in enumerate(self.said)]
+        so_far = torch.stack([torch.zeros_like(history[:, 0]), *said], dim=1).cumsum(dim=1)
+        decoded = self.decode(history[:, :1] + self.level.weight + so_far, history, there)
+        shares = [head(decoded[:, level]).log_softmax(dim=1) for level, head in enumerate(self.heads)]
+        factors = [share.gather(1, codes[:, level, None])[:, 0] for level, share in enumerate(shares)]
         return torch.stack(factors).sum(dim=0)
+
+    def decode(
+        self, query: Float[Tensor, "B W D"], history: Float[Tensor, "B tokens D"], there: Bool[Tensor, "B tokens"]
+    ) -> Float[Tensor, "B W D"]:
+        """What W queries a row become; they do not see each other."""
+        for block in self.blocks:
+            query = block(query, history, there)
+        return self.norm(query)  # type: ignore[no-any-return]

@@ -61,7 +61,7 @@ def train(
     width: int = 64,
     length: int = 20,
     heads: int = 4,
-    layers: int = 2,
+    layers: int = 1,
     epochs: int = 5,
     batch_size: int = 512,
     learning_rate: float = 0.003,

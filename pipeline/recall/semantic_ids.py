@@ -15,7 +15,7 @@ import scipy.sparse.linalg as spla
 from pipeline.recall.item_matrix import Engagements, power
 
 NO_ID = -1
-ITERATIONS = 25
+ITERATIONS, RESTARTS = 25, 4
 
 Vectors = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int32]
@@ -53,7 +53,7 @@ def k_means(vectors: Vectors, size: int, seed: int) -> Vectors:
     distinct = np.unique(vectors, axis=0)
     if len(distinct) <= size:
         return distinct
-    clusters = faiss.Kmeans(vectors.shape[1], size, niter=ITERATIONS, seed=seed, min_points_per_centroid=1)
+    clusters = faiss.Kmeans(vectors.shape[1], size, niter=ITERATIONS, nredo=RESTARTS, seed=seed, min_points_per_centroid=1)
     clusters.train(vectors)
     return np.asarray(clusters.centroids)
 
