@@ -39,6 +39,7 @@ class DeepRetrieval(nn.Module):
         copies: int = 2,
     ) -> None:
         super().__init__()
+        self.nodes = nodes
         self.state = State(schema, width=width, length=length, content=content)
         self.codes = nn.ModuleList(nn.Embedding(nodes, width) for _ in range(depth - 1))
         self.layers = nn.ModuleList(mlp(width * (1 + level), 2 * width, nodes) for level in range(depth))
@@ -70,11 +71,10 @@ class DeepRetrieval(nn.Module):
         """The likeliest paths, as a beam search of `width` finds them among all, best first, and their log p."""
         paths, scores = x.new_zeros(len(x), 1, 0, dtype=torch.long), x.new_zeros(len(x), 1)
         for _ in self.layers:
-            following = scores[:, :, None] + self.next_code(x, paths)
-            nodes = following.shape[2]
-            scores, place = following.flatten(1).topk(min(width, following.shape[1] * nodes))
-            before = (place // nodes)[:, :, None].expand(-1, -1, paths.shape[2])
-            paths = torch.cat([paths.gather(1, before), (place % nodes)[:, :, None]], dim=2)
+            following = (scores[:, :, None] + self.next_code(x, paths)).flatten(1)
+            scores, place = following.topk(min(width, following.shape[1]))
+            before = (place // self.nodes)[:, :, None].expand(-1, -1, paths.shape[2])
+            paths = torch.cat([paths.gather(1, before), (place % self.nodes)[:, :, None]], dim=2)
         return paths, scores
 
     def user_vectors(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:

@@ -93,7 +93,7 @@ class SemanticDecoder(nn.Module):
         there: Bool[Tensor, "B tokens"],
         codes: Int[Tensor, "B levels"],
     ) -> Float[Tensor, " B"]:
-        """log p of each row's item, of which `codes` is the id: all levels at once, each after the true codes before."""
+        """log p of each row's item, of which `codes` is the id: all levels at once, each after the codes before it."""
         said = [embed(codes[:, level]) for level, embed in enumerate(self.said)]
         so_far = torch.stack([torch.zeros_like(history[:, 0]), *said], dim=1).cumsum(dim=1)
         decoded = self.decode(history[:, :1] + self.level.weight + so_far, history, there)

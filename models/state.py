@@ -29,7 +29,7 @@ class ItemVectors(nn.Module):
 
     def forward(self, codes: Int[Tensor, "N F"], content: Float[Tensor, "N C"]) -> Float[Tensor, "N D"]:
         (fields,) = self.embed(codes)
-        vectors = fields.sum(dim=1)
+        vectors: Tensor = fields.sum(dim=1)
         return vectors if self.content is None else vectors + self.content(content)
 
 

@@ -25,9 +25,10 @@ FEATURES = config.Features(
 )
 
 
-def planted(folder: Path, *, seed: int = 0, content: bool = True) -> Path:
+def planted(folder: Path, *, seed: int = 0, content: bool = True, blank: int = 0) -> Path:
     """The features of a log in which user u clicks on what is of group u mod `GROUPS`, as item i is of group i mod
-    `GROUPS`, and on nothing else; content, where there is any, lies around a direction for each group."""
+    `GROUPS`, and on nothing else; content, where there is any, lies around a direction for each group, and is 0 for the
+    first `blank` items."""
     random = np.random.default_rng(seed)
     events, out = folder / "events", folder / "features"
     events.mkdir(parents=True)
@@ -63,6 +64,7 @@ def planted(folder: Path, *, seed: int = 0, content: bool = True) -> Path:
     )
     if content:
         vectors = np.eye(GROUPS)[group] + 0.1 * random.normal(size=(ITEMS, GROUPS))
+        vectors[:blank] = 0.0
         column = pl.Series(vectors.astype(np.float32), dtype=pl.Array(pl.Float32, GROUPS))
         items = items.with_columns(content=column)
     items.write_parquet(events / "items.parquet")
@@ -71,8 +73,7 @@ def planted(folder: Path, *, seed: int = 0, content: bool = True) -> Path:
     return out
 
 
-def purity(found: pl.DataFrame, ids: pl.DataFrame, users: pl.DataFrame) -> float:
-    """Of what was found (request, item), the share of the group of the request's user; `ids` (item, item_id) and
-    `users` (request, user_id) tell the numbers of before the features."""
-    told = found.join(ids, on="item").join(users, on="request")
-    return float((told["item_id"] % GROUPS == told["user_id"] % GROUPS).cast(pl.Float64).to_numpy().mean())
+def groups(features: Path, table: str) -> np.ndarray:
+    """The group of every row of "users" or "items", -1 for the unknown one."""
+    ids = pl.read_parquet(features / f"{table}.parquet")[f"{table[:-1]}_id"]
+    return (ids % GROUPS).fill_null(-1).to_numpy()

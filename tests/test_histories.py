@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from route_tables import HISTORY, engaged
 
-from pipeline.recall.histories import Histories, first_of_each_user, hit_share, logged
+from pipeline.recall.histories import Histories, first_of_each_user, hit_share, logged, sampler_of_all
 from pipeline.recall.route import Found, Requests
 from pipeline.recall.snapshot import Snapshot
 
@@ -59,6 +59,13 @@ def test_the_first_engagement_of_each_user() -> None:
     assert logged(taken)["item"].to_list() == [5, 6, 8]
     assert first_of_each_user(taken, 11, 10, seed=0).rows() == [(1, 6, 0, 12), (2, 8, 1, 13)]
     assert len(first_of_each_user(taken, 11, 1, seed=0)) == 1
+
+
+def test_no_row_is_thinned_out() -> None:
+    """Item 1 is 99 of 100 rows: the two-tower would leave most of them out."""
+    sampler = sampler_of_all(np.array([1] * 99 + [2]), np.arange(1, 50), 50)
+    np.testing.assert_allclose(sampler.positive[1:3], [0.99, 0.01])
+    assert (sampler.keep == 1).all()
 
 
 def test_hit_share_on_paper() -> None:

@@ -17,13 +17,11 @@ def shares_of(seed: int, requests: int) -> dict[tuple[int, ...], np.ndarray]:
     """log p of the next code (R, CODES) after every prefix."""
     random = np.random.default_rng(seed)
     prefixes = [prefix for level in range(DEPTH) for prefix in itertools.product(range(CODES), repeat=level)]
-    return {
-        prefix: np.log(random.dirichlet(np.ones(CODES), size=requests)).astype(np.float32) for prefix in prefixes
-    }
+    return {prefix: np.log(random.dirichlet(np.ones(CODES), size=requests)).astype(np.float32) for prefix in prefixes}
 
 
 def log_shares(table: dict[tuple[int, ...], np.ndarray], prefix: np.ndarray) -> np.ndarray:
-    requests, beams, level = prefix.shape
+    requests, beams, _ = prefix.shape
     out = np.empty((requests, beams, CODES), np.float32)
     for request in range(requests):
         for beam in range(beams):

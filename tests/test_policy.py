@@ -61,8 +61,8 @@ def test_the_correction_finds_what_the_log_seldom_showed() -> None:
 
 
 def test_with_two_to_show_the_second_best_keeps_its_share() -> None:
-    """One draw: all on the best. Two: r (1 − π) is alike for the two best, 1 · (1 − π) = .9 · π, and nothing for a third
-    of so little worth."""
+    """One draw: all on the best. Two: r (1 − π) is alike for the two best, 1 · (1 − π) = .9 · π, and next to nothing is
+    left for a third of so little worth."""
     alone = learnt([1 / 3] * 3, [1.0, 0.9, 0.1], k=1)
     assert float(alone[0]) > 0.95
     both = learnt([1 / 3] * 3, [1.0, 0.9, 0.1], k=2)
@@ -96,13 +96,6 @@ def test_returns_on_paper() -> None:
     user, reward = np.array([1, 1, 1, 2, 2]), np.array([0.0, 1.0, 1.0, 0.0, 1.0])
     np.testing.assert_allclose(policy.returns(user, reward, 0.5), [0.75, 1.5, 1.0, 0.5, 1.0])
     np.testing.assert_array_equal(policy.returns(user, reward, 0.0), reward)
-
-
-def test_no_row_is_thinned_out() -> None:
-    """Item 1 is 99 of 100 rows: the two-tower would leave most of them out."""
-    sampler = policy.sampler_of(np.array([1] * 99 + [2]), np.arange(1, 50), 50)
-    np.testing.assert_allclose(sampler.positive[1:3], [0.99, 0.01])
-    assert (sampler.keep == 1).all()
 
 
 def test_the_logged_policys_gradient_stops_at_the_state(tmp_path: Path) -> None:

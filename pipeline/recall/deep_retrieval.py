@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,11 +31,11 @@ from pipeline.features.store import FeatureStore
 from pipeline.lake import InputError, write_json
 from pipeline.ranking.batches import Batch
 from pipeline.ranking.fit import fit as fit_model
-from pipeline.recall.histories import Histories, Reader, engagements, first_of_each_user, hit_share
+from pipeline.recall.histories import Histories, Reader, engagements, first_of_each_user, hit_share, sampler_of_all
 from pipeline.recall.paths import Trie, grouped, ranges, stacked
 from pipeline.recall.route import NOTHING, Found, Requests, Route, best
 from pipeline.recall.snapshot import Snapshot, take
-from pipeline.recall.two_tower import CUTOFF, VALIDATION_USERS, Sampler, listwise_loss
+from pipeline.recall.two_tower import CUTOFF, VALIDATION_USERS, listwise_loss
 
 WEIGHTS, SETTINGS = "model.safetensors", "deep_retrieval.json"
 PARTS = ("paths", "offsets", "items", "vectors")
@@ -90,10 +91,12 @@ def train(
         raise InputError(f"{features}: nothing before the validation slice has {positive} = 1; choose another task")
     torch.manual_seed(seed)
     reader = Reader.of(store, length)
-    hyper = dict(zip(HYPER, (width, length, depth, nodes, copies, reader.content.shape[1]), strict=True))
+    hyper: dict[str, Any] = dict(
+        zip(HYPER, (width, length, depth, nodes, copies, reader.content.shape[1]), strict=True)
+    )
     model = DeepRetrieval(store.schema, items=len(reader.codes), **hyper)
     histories, item = Histories.before(snapshot, rows), rows["item"].to_numpy()
-    sampler = Sampler.of(item, snapshot.items["item"].to_numpy(), len(reader.codes))
+    sampler = sampler_of_all(item, snapshot.items["item"].to_numpy(), len(reader.codes))
 
     def batches(epoch: int) -> Iterator[Sample]:
         generator = torch.Generator().manual_seed(seed * 1_000 + epoch)
@@ -177,8 +180,8 @@ class LearntPaths:
         cls, model: DeepRetrieval, reader: Reader, laid: Integers, there: npt.NDArray[np.integer], *, beam: int
     ) -> LearntPaths:
         """From the codes (I, J, depth) of the items' paths; only the items `there` are kept."""
-        item, copy = np.nonzero(laid[there, :, 0] >= 0)
-        item = there[item]
+        row, copy = np.nonzero(laid[there, :, 0] >= 0)
+        item = there[row]
         paths, offsets, items = grouped(laid[item, copy].astype(np.int32), item.astype(np.int32))
         return cls(model, reader, Trie.of(paths), offsets, items, vectors_of(model, reader), beam)
 
@@ -195,7 +198,7 @@ class LearntPaths:
         x = self.model.state(self.reader(histories))
 
         def log_shares(prefix: Integers) -> npt.NDArray[np.float32]:
-            return self.model.next_code(x, torch.from_numpy(prefix)).numpy()  # type: ignore[no-any-return]
+            return self.model.next_code(x, torch.from_numpy(prefix)).numpy()
 
         found = self.trie.search(log_shares, len(x), self.beam)
         row, column = np.nonzero(found.items != NOTHING)
@@ -238,7 +241,7 @@ def lay(
     fewer, or was not engaged with."""
     keys, shares = [np.zeros(0, np.int64)], [np.zeros(0)]
     _, copies, depth = model.paths.shape
-    nodes = model.layers[0][-1].out_features
+    nodes = model.nodes
     weights = nodes ** np.arange(depth - 1, -1, -1, dtype=np.int64)
     for first in range(0, len(item), CHUNK * 8):
         part = slice(first, first + CHUNK * 8)
@@ -247,8 +250,9 @@ def lay(
         shares.append(scores.double().exp().numpy().ravel())
     key, place = np.unique(np.concatenate(keys), return_inverse=True)
     owner, code = np.divmod(key, nodes**depth)
-    score = np.bincount(place, np.concatenate(shares), minlength=len(key))
-    chosen = assign(owner, code, score, np.bincount(item, minlength=len(reader.codes)), copies=copies, penalty=penalty)
+    score = np.bincount(place, np.concatenate(shares), minlength=len(key)).astype(np.float64)
+    count = np.bincount(item, minlength=len(reader.codes))
+    chosen = assign(owner, code, score, count, copies=copies, penalty=penalty)
     laid = chosen[:, :, None] // weights % nodes
     return torch.from_numpy(np.where(chosen[:, :, None] == NO_PATH, NO_PATH, laid))
 
@@ -305,4 +309,4 @@ def _descend(first, path, score, count, penalty, rounds, crowd, chosen):  # type
 @torch.inference_mode()
 def vectors_of(model: DeepRetrieval, reader: Reader) -> npt.NDArray[np.float32]:
     """All items' vectors (I, D)."""
-    return model.item_vectors(reader.codes, reader.content).numpy()  # type: ignore[no-any-return]
+    return model.item_vectors(reader.codes, reader.content).numpy()

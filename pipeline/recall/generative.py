@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -92,7 +93,9 @@ def train(
         )
     torch.manual_seed(seed)
     sizes = [int(ids[:, level].max()) + 1 for level in range(levels + 1)]
-    hyper = dict(zip(HYPER, (sizes, len(store.schema.domains), width, length, heads, layers), strict=True))
+    hyper: dict[str, Any] = dict(
+        zip(HYPER, (sizes, len(store.schema.domains), width, length, heads, layers), strict=True)
+    )
     model = SemanticDecoder(**hyper)
     histories, target = Histories.before(snapshot, rows), torch.from_numpy(ids[rows["item"].to_numpy()]).long()
 
@@ -166,7 +169,7 @@ class Spoken:
         tokens, there = self.model.history(**read(histories, self.ids, self.model.back.num_embeddings))
 
         def log_shares(prefix: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-            return self.model.next_code(tokens, there, torch.from_numpy(prefix)).numpy()  # type: ignore[no-any-return]
+            return self.model.next_code(tokens, there, torch.from_numpy(prefix)).numpy()
 
         found = self.trie.search(log_shares, len(histories), k)
         if not len(self.items):
@@ -193,10 +196,11 @@ def vectors_of(snapshot: Snapshot) -> Vectors:
 
 def with_ids(ids: Codes, snapshot: Snapshot) -> npt.NDArray[np.int32]:
     """The available items that have an id, in the order of their ids."""
-    items = snapshot.items["item"].to_numpy().astype(np.int32)
+    items: npt.NDArray[np.int32] = snapshot.items["item"].to_numpy().astype(np.int32)
     items = items[items < len(ids)]
     items = items[ids[items, 0] != NO_ID]
-    return items[np.lexsort(ids[items].T[::-1])]
+    ordered: npt.NDArray[np.int32] = items[np.lexsort(ids[items].T[::-1])]
+    return ordered
 
 
 def read(histories: Histories, ids: Codes, length: int) -> Batch:

@@ -5,7 +5,7 @@ The same ranges serve the training rows, each with what its user did strictly be
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from pipeline.features.store import FeatureStore
 from pipeline.ranking.batches import Batch, entity_codes
 from pipeline.recall.route import Found, Requests
 from pipeline.recall.snapshot import Snapshot
+from pipeline.recall.two_tower import Sampler
 
 NO_ITEM = 0
 COLUMNS = [pl.col("user", "item").cast(pl.Int32), pl.col("domain").cast(pl.Int16), pl.col("time")]
@@ -96,6 +97,13 @@ def first_of_each_user(snapshot: Snapshot, begin: int, users: int, seed: int) ->
     return rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:users])]
 
 
+def sampler_of_all(item: npt.NDArray[np.integer], catalogue: npt.NDArray[np.integer], size: int) -> Sampler:
+    """How items come into a batch of rows with these items (N,) of which none is left out, hot or not."""
+    count = torch.from_numpy(np.bincount(item, minlength=size)).double()
+    everything = torch.ones(size, dtype=torch.float64)
+    return replace(Sampler.of(item, catalogue, size), positive=count / count.sum(), keep=everything)
+
+
 def hit_share(found: Found, wanted: npt.NDArray[np.integer]) -> float:
     """Share of R requests that found the item `wanted` (R,); 0 when there is none."""
     return float((found.items == wanted[:, None]).any(axis=1).mean()) if len(wanted) else 0.0
@@ -114,9 +122,9 @@ class Reader:
     def of(cls, store: FeatureStore, length: int) -> Reader:
         schema: Schema = store.schema
         codes = entity_codes(schema, "item", store.items)
-        content = store.items["content"] if "content" in store.items else np.zeros((len(codes), 0), np.float32)
-        content = torch.from_numpy(np.nan_to_num(content).astype(np.float32))
-        return cls(entity_codes(schema, "user", store.users), codes, content, length)
+        content = store.items.get("content", np.zeros((len(codes), 0)))
+        known = torch.from_numpy(np.nan_to_num(content).astype(np.float32))
+        return cls(entity_codes(schema, "user", store.users), codes, known, length)
 
     def __call__(self, histories: Histories) -> Batch:
         events = torch.from_numpy(histories.newest(self.length, len(self.codes)))

@@ -14,8 +14,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -32,10 +33,10 @@ from pipeline.lake import InputError, write_json
 from pipeline.ranking.batches import Batch
 from pipeline.ranking.fit import fit as fit_model
 from pipeline.recall import index as nearest
-from pipeline.recall.histories import Histories, Reader, first_of_each_user, hit_share
+from pipeline.recall.histories import Histories, Reader, first_of_each_user, hit_share, sampler_of_all
 from pipeline.recall.route import Found, Requests, Route
 from pipeline.recall.snapshot import Snapshot, take
-from pipeline.recall.two_tower import CUTOFF, VALIDATION_USERS, Sampler
+from pipeline.recall.two_tower import CUTOFF, VALIDATION_USERS
 
 WEIGHTS, SETTINGS, INDEX = "model.safetensors", "policy.json", "index.faiss"
 HORIZON = 20
@@ -86,10 +87,10 @@ def train(
         raise InputError(f"{features}: no row of the train slice has {positive} = 1; choose another task")
     torch.manual_seed(seed)
     reader = Reader.of(store, length)
-    hyper = dict(zip(HYPER, (width, length, reader.content.shape[1], temperature), strict=True))
+    hyper: dict[str, Any] = dict(zip(HYPER, (width, length, reader.content.shape[1], temperature), strict=True))
     model = Policy(store.schema, **hyper)
     histories = Histories.before(snapshot, rows)
-    sampler = sampler_of(item, snapshot.items["item"].to_numpy(), len(reader.codes))
+    sampler = sampler_of_all(item, snapshot.items["item"].to_numpy(), len(reader.codes))
 
     def batches(epoch: int) -> Iterator[Sample]:
         generator = torch.Generator().manual_seed(seed * 1_000 + epoch)
@@ -204,13 +205,6 @@ def log_chosen(user: Tensor, item: Tensor, item_id: Tensor, log_q: Tensor) -> Te
     weighted = (logits - log_q).masked_fill(copies, -torch.inf)
     weighted[rows, rows] = logits[rows, rows]
     return -cross_entropy(weighted, rows, reduction="none")
-
-
-def sampler_of(item: npt.NDArray[np.integer], catalogue: npt.NDArray[np.integer], size: int) -> Sampler:
-    """The two-tower's, but no row is left out: β is of all that was shown."""
-    sampler = Sampler.of(item, catalogue, size)
-    count = torch.from_numpy(np.bincount(item, minlength=size)).double()
-    return replace(sampler, positive=count / count.sum(), keep=torch.ones(size, dtype=torch.float64))
 
 
 def returns(user: npt.NDArray[np.integer], reward: npt.NDArray[np.float64], discount: float) -> npt.NDArray[np.float64]:

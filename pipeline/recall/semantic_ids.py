@@ -53,7 +53,9 @@ def k_means(vectors: Vectors, size: int, seed: int) -> Vectors:
     distinct = np.unique(vectors, axis=0)
     if len(distinct) <= size:
         return distinct
-    clusters = faiss.Kmeans(vectors.shape[1], size, niter=ITERATIONS, nredo=RESTARTS, seed=seed, min_points_per_centroid=1)
+    clusters = faiss.Kmeans(
+        vectors.shape[1], size, niter=ITERATIONS, nredo=RESTARTS, seed=seed, min_points_per_centroid=1
+    )
     clusters.train(vectors)
     return np.asarray(clusters.centroids)
 
