@@ -25,15 +25,24 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
+        if width % heads:
+            raise ValueError(f"a width of {width} does not fall into {heads} heads")
+        self.heads = heads
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
-        self.attend = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.of_query = nn.Linear(width, width)
+        self.of_history = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
         self.net = mlp(width, 2 * width, width)
 
     def forward(
         self, query: Float[Tensor, "B W D"], history: Float[Tensor, "B L D"], there: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B W D"]:
-        seen, _ = self.attend(self.norms[0](query), history, history, key_padding_mask=~there, need_weights=False)
-        query = query + seen
+        asked, keys, values = (
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for part in (self.of_query(self.norms[0](query)), *self.of_history(history).chunk(2, dim=2))
+        )
+        seen = functional.scaled_dot_product_attention(asked, keys, values, attn_mask=there[:, None, None])
+        query = query + self.out(seen.transpose(1, 2).flatten(2))
         return query + self.net(self.norms[1](query))  # type: ignore[no-any-return]
 
 

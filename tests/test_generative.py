@@ -100,3 +100,8 @@ def test_items_without_a_vector_are_told_of_and_passed_over(tmp_path: Path, capl
     assert "5 of 240 items" in caplog.text
     ids = np.load(tmp_path / generative.IDS)
     assert (ids[1:, 0] == generative.NO_ID).sum() == 5
+
+
+def test_heads_have_to_share_the_width() -> None:
+    with pytest.raises(ValueError, match="a width of 10"):
+        SemanticDecoder(SIZES, domains=2, width=10, heads=4)
