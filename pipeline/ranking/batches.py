@@ -30,8 +30,8 @@ class Encoder:
     def __init__(self, store: FeatureStore) -> None:
         schema = store.schema
         self.schema = schema
-        self._users = _codes(schema, "user", store.users)
-        self._items = _codes(schema, "item", store.items)
+        self._users = entity_codes(schema, "user", store.users)
+        self._items = entity_codes(schema, "item", store.items)
         self._context_offsets = torch.tensor([schema.offsets[i] for i in schema.positions("context", "cross")])
         by_role = (schema.positions("user"), schema.positions("item"), schema.positions("context", "cross"))
         self._order = torch.tensor(np.argsort(np.concatenate(by_role)))
@@ -156,7 +156,7 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def _codes(schema: Schema, role: Role, table: Columns) -> Tensor:
+def entity_codes(schema: Schema, role: Role, table: Columns) -> Tensor:
     """The fused-table rows of every user or item: (users or items, fields of the role)."""
     columns = [table[f"code_{schema.fields[i].name}"] + schema.offsets[i] for i in schema.positions(role)]
     return torch.from_numpy(np.stack(columns, axis=1).astype(np.int64))

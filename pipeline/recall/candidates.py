@@ -20,11 +20,13 @@ from pipeline.recall import (
     cache,
     cold_start,
     content,
+    deep_retrieval,
     ease,
     exposure,
     follow,
     fresh,
     fresh_taste,
+    generative,
     graph_filter,
     hot,
     item_cf,
@@ -32,6 +34,7 @@ from pipeline.recall import (
     markov,
     multi_interest,
     place,
+    policy,
     segment_hot,
     sequential,
     similar_author,
@@ -69,6 +72,9 @@ ROUTES: dict[str, ModuleType] = {
     "youtube_dnn": youtube_dnn,
     "multi_interest": multi_interest,
     "sequential": sequential,
+    "deep_retrieval": deep_retrieval,
+    "generative": generative,
+    "policy": policy,
 }
 
 FOLD_SALT = 1
