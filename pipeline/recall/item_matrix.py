@@ -133,6 +133,10 @@ class Engagements:
         kept = place[self.item] >= 0
         return Engagements(self.user[kept], place[self.item[kept]], self.available[part]), part
 
+    def backwards(self) -> Engagements:
+        """The same, newest first, by user still."""
+        return Engagements(self.user[::-1], self.item[::-1], self.available)
+
     def matrix(self) -> sp.csr_array:
         """Who took what, once each: (users, size) of 0 and 1."""
         users = int(self.user.max(initial=-1)) + 1
