@@ -10,37 +10,52 @@ from pipeline.recall import graph_filter
 
 
 def test_linear_filter_on_paper(tmp_path: Path) -> None:
+    """D_I^-½ XᵀD_U^-1 X D_I^-½ has 1 as its largest eigenvalue: W12 = 1/2 · 2^-1 · 1^-½ and W21 = 1/2 · 1^-1 · 2^-½."""
     taken = snapshot([(1, 1), (1, 2), (2, 1)], items=[1, 2])
-    graph_filter.fit(taken, tmp_path, low_pass=0.0, users=1.0, history=1.0, popularity=0.5)
-    np.testing.assert_allclose(weights(graph_filter, tmp_path)[1:, 1:], [[0, 1 / 4], [1 / np.sqrt(8), 0]], rtol=1e-6)
+    graph_filter.fit(taken, tmp_path, sharpen=0.0, users=1.0, history=1.0, popularity=0.5)
+    np.testing.assert_allclose(weights(graph_filter, tmp_path)[1:, 1:], [[0, 1 / 4], [1 / np.sqrt(8), 0]], rtol=1e-5)
 
 
-@pytest.mark.parametrize("rank", [1, 4])
-def test_agrees_with_dense_matrices(rank: int, tmp_path: Path) -> None:
+def test_sharpening_on_paper(tmp_path: Path) -> None:
+    """P = [[3/4, 1/√8], [1/√8, 1/2]], so that P²'s off-diagonal is (5/4) / √8."""
+    taken = snapshot([(1, 1), (1, 2), (2, 1)], items=[1, 2])
+    graph_filter.fit(taken, tmp_path, sharpen=0.4, users=1.0, history=0.5, popularity=0.5)
+    expected = (1 - 0.4 * 5 / 4) / np.sqrt(8)
+    np.testing.assert_allclose(weights(graph_filter, tmp_path)[1:, 1:], [[0, expected], [expected, 0]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("sharpen", [0.0, 0.5, 2.0])
+def test_agrees_with_dense_matrices(sharpen: float, tmp_path: Path) -> None:
     log = random_log(5)
-    graph_filter.fit(
-        snapshot(log, list(range(1, 10))),
-        tmp_path,
-        users=0.6,
-        history=0.4,
-        popularity=0.3,
-        low_pass=0.5,
-        rank=rank,
-    )
+    options = {"users": 0.6, "history": 0.4, "popularity": 0.3, "sharpen": sharpen}
+    graph_filter.fit(snapshot(log, list(range(1, 10))), tmp_path, **options)
     taken = binary(log, 10)[:, 1:]
     user, item = taken.sum(axis=1, keepdims=True), taken.sum(axis=0)
-    linear = item[:, None] ** -0.4 * (taken.T @ (user**-0.6 * taken)) * item**-0.3
-    _, _, vectors = np.linalg.svd(user**-0.5 * taken * item**-0.5)
-    ideal = vectors[:rank].T @ vectors[:rank] * item**0.2
-    expected = linear + 0.5 * linear.mean() / ideal.mean() * ideal
+    half = user**-0.3 * taken * item**-0.5
+    blur = half.T @ half / np.linalg.eigvalsh(half.T @ half)[-1]
+    expected = item[:, None] ** 0.1 * (blur - sharpen * blur @ blur) * item**0.2
     np.fill_diagonal(expected, 0)
-    np.testing.assert_allclose(weights(graph_filter, tmp_path)[1:, 1:], np.maximum(expected, 0), atol=1e-4)
+    np.testing.assert_allclose(weights(graph_filter, tmp_path)[1:, 1:], np.maximum(expected, 0), atol=1e-5)
 
 
 def test_two_groups_without_a_common_user_stay_apart(tmp_path: Path) -> None:
     log = [(user, item) for user in range(1, 5) for item in (1, 2, 3)]
     log += [(user, item) for user in range(5, 9) for item in (4, 5, 6)]
-    graph_filter.fit(snapshot(log, list(range(1, 7))), tmp_path, rank=2)
+    graph_filter.fit(snapshot(log, list(range(1, 7))), tmp_path, sharpen=0.5)
     found = weights(graph_filter, tmp_path)
-    assert (found[1:4, 4:] < 1e-5).all()
+    assert (found[1:4, 4:] == 0).all()
     assert (found[1:4, 1:4] + np.eye(3) > 1e-3).all()
+
+
+def test_sharpening_prefers_what_only_the_same_users_take(tmp_path: Path) -> None:
+    """Item 2 goes with item 1 alone; item 3 goes with everything, and with item 1 as often."""
+    log = [(user, item) for user in range(1, 5) for item in (1, 2, 3)]
+    log += [(user, item) for user in range(5, 30) for item in (3, 4 + user % 3)]
+    found = {}
+    for sharpen in (0.0, 0.9):
+        folder = tmp_path / str(sharpen)
+        folder.mkdir()
+        graph_filter.fit(snapshot(log, list(range(1, 7))), folder, sharpen=sharpen, popularity=0.0)
+        found[sharpen] = weights(graph_filter, folder)[1]
+    assert found[0.0][3] == pytest.approx(found[0.0][2])
+    assert found[0.9][2] > found[0.9][3]

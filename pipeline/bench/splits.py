@@ -2,9 +2,11 @@
 
 Nothing is chosen on test. Of train a slice is held out; routes fitted on the rest are compared there, the options of
 each that rank it best are kept, and a LambdaMART model learns to rank their candidates on part of the slice's users,
-stopped on the others. Then test is looked at once. Gowalla's routes are fitted again on all of train before that.
-Beauty's validation events are the slice: as in the published results they are part of the histories that are asked at
-test, but nothing is fitted on them; what fitting on them too would give is a table and figures of its own.
+stopped on the others. Then routes are fitted again on all of train, and test is looked at once.
+
+Beauty's slice is its validation events, and train what was before them. As in the published results, the validation
+event is part of the history that is asked at test, but nothing is fitted on it. The slice is made alike: what lies
+between the fitted events and the wanted one is known, and not fitted.
 """
 
 from __future__ import annotations
@@ -62,19 +64,19 @@ class Parts:
 
 @dataclass(frozen=True)
 class Split:
-    """A published split: how to read the slice on which all is chosen, and the tests by name; the depth of the metrics;
-    how many candidates a route gives; and of each route the options that are tried."""
+    """A published split: how to read the slice on which all is chosen, and the test; the depth of the metrics; how many
+    candidates a route gives; and of each route the options that are tried."""
 
     choose: Callable[[Path], Parts]
-    tests: dict[str, Callable[[Path], Parts]]
+    test: Callable[[Path], Parts]
     cutoff: int
     depth: int
     routes: dict[str, tuple[ModuleType, tuple[Options, ...]]]
 
 
 def bench(name: str) -> dict[str, float]:
-    """Print what is chosen and reached, and return of each test the figures of the route that is best on the slice, and
-    of the union.
+    """Print what is chosen and reached, and return the figures on test of the route that is best on the slice, and of
+    the union.
 
     Raises `InputError` where the split's files are missing; `$REC_DATA` is their folder.
     """
@@ -96,26 +98,22 @@ def bench(name: str) -> dict[str, float]:
     single = max(reached, key=lambda route: reached[route][1])
     ranker = learn(candidates(list(answers.values()), parts), parts.wanted, split.cutoff)
     console.print(table, f"by NDCG: {single} is the best single route", sep="\n")
-    result: dict[str, float] = {}
-    for test, read in split.tests.items():
-        parts = read(data)
-        table = _table(f"{name}: {test}", split)
-        for route, options in chosen.items():
-            begun = time.perf_counter()
-            answers[route] = answer(split.routes[route][0], options, parts, split.depth)
-            reached[route] = judge(answers[route], parts.wanted, split.cutoff)
-            _row(table, route, options, reached[route], time.perf_counter() - begun)
-        ranked = rank(ranker, candidates(list(answers.values()), parts), split.cutoff)
-        union = judge(ranked, parts.wanted, split.cutoff)
-        table.add_row("union, ranked", f"{ranker.current_iteration()} trees", *(f"{value:.4f}" for value in union), "")
-        console.print(table)
-        stem = name if test == "test" else f"{name}_{test}"
-        for which, figures in (("single", reached[single]), ("union", union)):
-            result |= {
-                f"{stem}_{which}_{metric}@{split.cutoff}": value
-                for metric, value in zip(("recall", "ndcg"), figures, strict=True)
-            }
-    return result
+    parts = split.test(data)
+    table = _table(f"{name}: test", split)
+    for route, options in chosen.items():
+        begun = time.perf_counter()
+        answers[route] = answer(split.routes[route][0], options, parts, split.depth)
+        reached[route] = judge(answers[route], parts.wanted, split.cutoff)
+        _row(table, route, options, reached[route], time.perf_counter() - begun)
+    ranked = rank(ranker, candidates(list(answers.values()), parts), split.cutoff)
+    union = judge(ranked, parts.wanted, split.cutoff)
+    table.add_row("union, ranked", f"{ranker.current_iteration()} trees", *(f"{value:.4f}" for value in union), "")
+    console.print(table)
+    return {
+        f"{name}_{which}_{metric}@{split.cutoff}": value
+        for which, figures in (("single", reached[single]), ("union", union))
+        for metric, value in zip(("recall", "ndcg"), figures, strict=True)
+    }
 
 
 def answer(module: ModuleType, options: Options, parts: Parts, k: int) -> Found:
@@ -239,15 +237,10 @@ def beauty(data: Path) -> Parts:
     return Parts(lists.leave_out(events, 2)[0], *lists.leave_out(events, 1))
 
 
-def refitted_beauty(data: Path) -> Parts:
-    parts = beauty(data)
-    return Parts(parts.known, parts.known, parts.wanted)
-
-
 def part_of_beauty(data: Path) -> Parts:
-    """The last event but one of each user, the validation event, held out from those before it."""
-    known, wanted = lists.leave_out(lists.sequences(data / "amazon-beauty" / "Beauty.txt"), 2)
-    return Parts(known, known, wanted)
+    """The validation event asked with all before it; fitted on those but the last of them."""
+    events = lists.sequences(data / "amazon-beauty" / "Beauty.txt")
+    return Parts(lists.leave_out(events, 3)[0], *lists.leave_out(events, 2))
 
 
 def _from_one(pairs: pl.DataFrame) -> pl.DataFrame:
@@ -270,7 +263,7 @@ def _row(table: Table, route: str, options: Options, figures: tuple[float, float
 SPLITS: dict[str, Split] = {
     "gowalla": Split(
         part_of_gowalla,
-        {"test": gowalla},
+        gowalla,
         cutoff=20,
         depth=100,
         routes={
@@ -281,7 +274,7 @@ SPLITS: dict[str, Split] = {
     ),
     "beauty": Split(
         part_of_beauty,
-        {"test": beauty, "refitted": refitted_beauty},
+        beauty,
         cutoff=10,
         depth=100,
         routes={

@@ -1,12 +1,14 @@
-"""Graph filter: low-pass filters on the graph of users and items (GF-CF, Shen et al., CIKM 2021).
+"""Graph filter: what is smooth on the graph of users and items, sharpened (GF-CF, Shen et al., CIKM 2021; blurring and
+sharpening, BSPM, Choi et al., SIGIR 2023).
 
-With X the matrix of who took what, D_U and D_I its degrees,
+With X the matrix of who took what and D_U and D_I its degrees,
 
-    W = D_I^−history Xᵀ D_U^−users X D_I^−popularity  +  low_pass · V Vᵀ D_I^(½−popularity)
+    P = D_I^−½ Xᵀ D_U^−users X D_I^−½ / (its largest eigenvalue),    W = D_I^(½−history) (P − sharpen·P²) D_I^(½−popularity)
 
-The first part is the linear filter, with an exponent of its own for each degree (generalised as in LinkProp, Fu et al.,
-WSDM 2022; all ½ but D_U^−1 is GF-CF's). The second is the ideal filter, V the first `rank` right singular vectors of
-D_U^−½ X D_I^−½; it is scaled so that both parts have equal mean, then by `low_pass`.
+P is the linear filter of GF-CF, with exponents of its own for each degree (LinkProp, Fu et al., WSDM 2022). The second
+term is BSPM's sharpening in one Euler step of length `sharpen`: it takes back what spreads furthest, most of all along
+P's first eigenvector, the popularity D_I^½, which a smaller exponent `popularity` returns. As it only takes back, P² is
+computed where P is not 0 and nowhere else.
 """
 
 from __future__ import annotations
@@ -14,14 +16,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import scipy.sparse as sp
+from numba import njit
 from scipy.sparse.linalg import svds
 
-from pipeline.recall.item_matrix import Engagements, load, power, save, strongest
+from pipeline.recall.item_matrix import Engagements, load, power, save
+from pipeline.recall.nearest import hold, in_pieces
 from pipeline.recall.snapshot import Snapshot
 
-__all__ = ["fit", "load", "smooth"]
+__all__ = ["fit", "load"]
 
 
 def fit(
@@ -32,35 +35,60 @@ def fit(
     recent: int = 200,
     users: float = 0.7,
     history: float = 0.5,
-    popularity: float = 0.3,
-    low_pass: float = 0.1,
-    rank: int = 128,
+    popularity: float = 0.1,
+    sharpen: float = 0.9,
 ) -> None:
     """Write each item's `neighbours` strongest available ones; all of a user's last `recent` events count alike."""
     known = Engagements.of(snapshot)
     taken = known.matrix()
     per_user, per_item = taken.sum(axis=1), taken.sum(axis=0)
-    left = sp.csr_array(power(per_item, -history) @ taken.T @ power(per_user, -users))
-    right = sp.csr_array(taken @ power(per_item, -popularity))
-    vectors = smooth(sp.csr_array(power(per_user, -0.5) @ taken @ power(per_item, -0.5)), rank if low_pass else 0)
-    ideal = vectors.T * power(per_item, 0.5 - popularity).diagonal()
-    linear_mean = float(left.sum(axis=0) @ right.sum(axis=1))
-    ideal_mean = float(vectors.sum(axis=0) @ ideal.sum(axis=1))
-    share = low_pass * linear_mean / ideal_mean if ideal_mean > 0 else 0.0
+    by_user = sp.csr_array(power(per_user, -users / 2) @ taken @ power(per_item, -0.5))
+    by_user *= np.float32(1 / largest(by_user))
+    by_item = sp.csr_array(by_user.T)
+    weights = in_pieces(
+        _sharpened,
+        known.size,
+        neighbours,
+        *(by_item.data, by_item.indices, by_item.indptr),
+        *(by_user.data, by_user.indices, by_user.indptr),
+        power(per_item, 0.5 - history).diagonal(),
+        power(per_item, 0.5 - popularity).diagonal() * known.available,
+        sharpen,
+    )
+    save(weights, folder, decay=0.0, recent=recent)
 
-    def rows(first: int, end: int) -> npt.NDArray[np.float32]:
-        dense: npt.NDArray[np.float32] = (left[first:end] @ right).toarray()
-        dense += vectors[first:end] @ (np.float32(share) * ideal)
-        return dense
 
-    save(strongest(rows, known.available, neighbours=neighbours), folder, decay=0.0, recent=recent)
+@njit(nogil=True, cache=True)
+def _sharpened(begin, end, data, users, of_item, by_user, items, of_user, before, after, sharpen, keys):  # type: ignore[no-untyped-def]
+    blurred, met = np.zeros(len(of_item) - 1), np.empty(len(of_item), np.int32)
+    reached = np.empty(len(of_user) - 1)
+    for row in range(begin, end):
+        count = 0
+        for at in range(of_item[row], of_item[row + 1]):
+            user = users[at]
+            for place in range(of_user[user], of_user[user + 1]):
+                item = items[place]
+                met[count] = item
+                count += blurred[item] == 0.0
+                blurred[item] += data[at] * by_user[place]
+        reached[:] = 0.0
+        for item in met[:count]:
+            for at in range(of_item[item], of_item[item + 1]):
+                reached[users[at]] += blurred[item] * data[at]
+        for item in met[:count]:
+            again = 0.0
+            for at in range(of_item[item], of_item[item + 1]):
+                again += reached[users[at]] * data[at]
+            if item != row:
+                hold(keys[row], (blurred[item] - sharpen * again) * before[row] * after[item], item)
+        for item in met[:count]:
+            blurred[item] = 0.0
 
 
-def smooth(matrix: sp.csr_array, rank: int) -> npt.NDArray[np.float32]:
-    """The first `rank` right singular vectors of (U, I), as columns (I, ≤ rank): its smoothest signals on items."""
-    rank = min(rank, *(side - 1 for side in matrix.shape))
-    if rank < 1 or not matrix.nnz:
-        return np.zeros((matrix.shape[1], 0), np.float32)
-    start = np.random.default_rng(0).standard_normal(min(matrix.shape)).astype(np.float32)
-    found: npt.NDArray[np.float32] = svds(matrix, k=rank, v0=start, return_singular_vectors="vh")[2].T
-    return found
+def largest(matrix: sp.csr_array) -> float:
+    """The largest singular value of (U, I), none of whose entries is negative; 1 where all are 0."""
+    if not matrix.nnz:
+        return 1.0
+    if min(matrix.shape) == 1:
+        return float(np.linalg.norm(matrix.data))
+    return float(svds(matrix, k=1, v0=np.ones(min(matrix.shape), np.float32), return_singular_vectors=False)[0])

@@ -18,17 +18,20 @@ import numpy.typing as npt
 import polars as pl
 import scipy.sparse as sp
 import torch
+from numba import njit
 from scipy.linalg import lapack
 
 from pipeline.features.store import FeatureStore
 from pipeline.lake import InputError, write_json
-from pipeline.recall.route import Found, Requests, Route, best
+from pipeline.recall.nearest import hold, unpacked
+from pipeline.recall.route import NOTHING, Found, Requests, Route
 from pipeline.recall.snapshot import Snapshot
 
 BLOCK = 500
 LARGEST = 46_000
 PARTS = ("data", "indices", "indptr")
 SETTINGS = "settings.json"
+SPOKE, MET = 1, 2
 
 
 @dataclass(frozen=True)
@@ -44,40 +47,46 @@ class ItemMatrix:
 
     def recall(self, requests: Requests, k: int) -> Found:
         """The `k` highest scores above 0 of each request."""
-        taken = np.zeros(len(self.indptr) - 1, bool)
-        rows, items, scores = [], [], []
-        for request in range(len(requests)):
-            history = requests.items[requests.offsets[request] : requests.offsets[request + 1]]
-            item, score = self._score(history[history < len(taken)], taken)
-            if len(item) > k:
-                bound = np.partition(score, -k)[-k]
-                item, score = item[score >= bound], score[score >= bound]
-            rows.append(np.full(len(item), request))
-            items.append(item)
-            scores.append(score)
-        if not rows:
-            return Found(np.zeros((0, 0), np.int32), np.zeros((0, 0), np.float32))
-        return best(np.concatenate(rows), np.concatenate(items), np.concatenate(scores), requests=len(requests), k=k)
+        keys = np.zeros((len(requests), max(k, 1)), np.int64)
+        _sum_and_hold(
+            requests.items, requests.offsets, self.recent, self.decay, self.data, self.indices, self.indptr, keys
+        )
+        keys.sort(axis=1)
+        scores, items = unpacked(keys[:, ::-1][:, : min(k, int((keys > 0).sum(axis=1).max(initial=0)))])
+        return Found(np.where(scores > 0, items, np.int32(NOTHING)), scores)
 
-    def _score(
-        self, history: npt.NDArray[np.int32], taken: npt.NDArray[np.bool_]
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
-        """The items that a history (S,) speaks for, and their scores; `taken` is all false, before and after."""
-        source, back = np.unique(history[: -self.recent - 1 : -1], return_index=True)
-        begin, end = self.indptr[source], self.indptr[source + 1]
-        offsets = np.concatenate([[0], np.cumsum(end - begin)])
-        entry = np.arange(offsets[-1]) + np.repeat(begin - offsets[:-1], end - begin)
-        target = self.indices[entry]
-        value = self.data[entry] * np.repeat((back + 1.0) ** -self.decay, end - begin)
-        taken[history] = True
-        new = ~taken[target]
-        taken[history] = False
-        target, value = target[new], value[new]
-        order = np.argsort(target, kind="stable")
-        target, value = target[order], value[order]
-        first = np.flatnonzero(np.r_[True, target[1:] != target[:-1]][: len(target)])
-        score = np.add.reduceat(value, first) if len(first) else value
-        return target[first][score > 0], score[score > 0]
+
+@njit(nogil=True, cache=True)
+def _sum_and_hold(history, offsets, recent, decay, data, indices, indptr, keys):  # type: ignore[no-untyped-def]
+    size = len(indptr) - 1
+    score, met, state = np.zeros(size), np.empty(size, np.int32), np.zeros(size, np.int8)
+    for request in range(len(keys)):
+        begin, end = offsets[request], offsets[request + 1]
+        count = 0
+        for at in range(end - 1, begin - 1, -1):
+            source = history[at]
+            if source >= size or state[source] & SPOKE:
+                continue
+            state[source] |= SPOKE
+            if end - at > recent:
+                continue
+            weight = np.float64(end - at) ** -decay
+            for entry in range(indptr[source], indptr[source + 1]):
+                item = indices[entry]
+                if not state[item] & MET:
+                    state[item] |= MET
+                    met[count] = item
+                    count += 1
+                score[item] += weight * data[entry]
+        for place in range(count):
+            item = met[place]
+            if not state[item] & SPOKE:
+                hold(keys[request], score[item], item)
+            score[item] = 0.0
+            state[item] &= SPOKE
+        for at in range(begin, end):
+            if history[at] < size:
+                state[history[at]] = 0
 
 
 def load(folder: Path, store: FeatureStore) -> Route:  # noqa: ARG001
@@ -123,6 +132,10 @@ class Engagements:
         place[part] = np.arange(len(part))
         kept = place[self.item] >= 0
         return Engagements(self.user[kept], place[self.item[kept]], self.available[part]), part
+
+    def backwards(self) -> Engagements:
+        """The same, newest first, by user still."""
+        return Engagements(self.user[::-1], self.item[::-1], self.available)
 
     def matrix(self) -> sp.csr_array:
         """Who took what, once each: (users, size) of 0 and 1."""

@@ -89,8 +89,13 @@ def in_pieces(kernel: Callable[..., None], rows: int, neighbours: int, *argument
     keys = keys[:, ::-1]
     there = keys > 0
     indptr = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
-    columns, values = LAST - (keys[there] & LAST), (keys[there] >> 32).astype(np.int32).view(np.float32)
-    return sp.csr_array((values, columns.astype(np.int32), indptr), shape=(rows, rows))
+    values, columns = unpacked(keys[there])
+    return sp.csr_array((values, columns, indptr), shape=(rows, rows))
+
+
+def unpacked(keys: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+    """The values and the columns of what `hold` keeps; where it keeps nothing, 0 and the last column there could be."""
+    return (keys >> 32).astype(np.int32).view(np.float32), (LAST - (keys & LAST)).astype(np.int32)
 
 
 @njit(nogil=True, cache=True)

@@ -1,11 +1,12 @@
 """SLIT: ridge regression of each event on the user's events before it, in closed form (the transition part of SLIST,
 Choi et al., WWW 2021):
 
-    W = (SᵀS + λ)⁻¹ SᵀY D_I^−popularity
+    W = (SᵀS + ρ RᵀR + λ)⁻¹ (SᵀY + ρ RᵀY) D_I^−popularity
 
-Row e of S holds the events before event e, those g back with weight g^−decay, and row e of Y the event itself. A
-history is read with the same decay. Differs from the paper in the power law of the decay (exponential there) and in
-its one event as target (there all later ones).
+Row e of S holds the events before event e, those g back with weight g^−decay, row e of R those after it in the same
+way, and row e of Y the event itself: ρ (`reverse`) is what histories read backwards count. A history is asked with the
+same decay. Differs from the paper in the power law of the decay (exponential there), in its one event as target (there
+all later ones), and in R, which does what the paper's other part, a regression of whole histories, does there.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ def fit(
     most_taken: int = 20_000,
     ridge: float = 30.0,
     decay: float = 0.7,
+    reverse: float = 0.0,
     popularity: float = 0.0,
 ) -> None:
     """Write each item's `neighbours` largest positive weights to available ones, learnt from the last `recent` events.
@@ -40,9 +42,11 @@ def fit(
     everything = Engagements.of(snapshot)
     known, part = everything.most_taken(most_taken)
     before = past(known, recent=recent, decay=decay)
-    inverted = inverse(before.T @ before, ridge)
+    after = past(known.backwards(), recent=recent, decay=decay)
+    inverted = inverse(before.T @ before + reverse * (after.T @ after), ridge)
     count = np.bincount(known.item, minlength=known.size)
-    next_ = sp.csr_array(transitions(known, skips=recent, skip_decay=decay) @ power(count, -popularity))
+    follow = transitions(known, skips=recent, skip_decay=decay)
+    next_ = sp.csr_array((follow + reverse * follow.T) @ power(count, -popularity))
     weights = strongest(lambda first, end: inverted[first:end] @ next_, known.available, neighbours=neighbours)
     save(spread(weights, part, everything.size), folder, decay=decay, recent=recent)
 
