@@ -223,6 +223,18 @@ def test_an_unknown_route_and_an_empty_slice_are_named(features: Path, model: Pa
         candidates.requests_of(replace(store, folder=tmp_path), "test", "click", TASKS, 10)
 
 
+def test_the_run_that_a_route_learns_from_is_read(tmp_path: Path) -> None:
+    latest = tmp_path / "latest.json"
+    latest.write_text("{}")
+    settings = replace(SETTINGS, options={"two_tower": {"earlier": str(latest)}, "item_cf": {"neighbours": 20}})
+    candidates.check(settings)
+    assert {route: candidates.reads(settings, route) for route in ("two_tower", "item_cf", "hot")} == {
+        "two_tower": [latest],
+        "item_cf": [],
+        "hot": [],
+    }
+
+
 def test_automatic_quotas_are_chosen_on_the_validation_slice(features: Path, model: Path, tmp_path: Path) -> None:
     settings = replace(SETTINGS, quota="auto")
     candidates.check(settings)

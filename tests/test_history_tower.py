@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from route_tables import ask, engaged
+from test_sampling import earlier_run
 
 from pipeline import config
 from pipeline.features import build
@@ -250,3 +251,14 @@ def test_the_route_in_the_funnel(route: ModuleType, features: Path, tmp_path: Pa
     assert not set(taken) & set(found.filter(request=1)["item"].to_list())
     later = replace(snapshot, history=snapshot.history.filter(pl.col("user") != 5))
     assert ask(route, tmp_path, later, users, 7)["request"].to_list() == [2] * 7
+
+
+def test_hard_negatives_are_learnt_from(features: Path, tmp_path: Path) -> None:
+    store = FeatureStore.open(features)
+    latest = earlier_run(tmp_path / "run", features, 5, [1, 2, 3, 4], [False] * 4, store.slices["validation"])
+    given = {"positive": "click", "seed": 0, "log": lambda *_: None, "epochs": 1, "loss": "listwise", **SETTINGS}
+    for name, earlier in (("easy", ""), ("hard", str(latest))):
+        (tmp_path / name).mkdir()
+        sequential.train(features, tmp_path / name, **given, earlier=earlier)
+    easy, hard = ((tmp_path / name / history_tower.WEIGHTS).read_bytes() for name in ("easy", "hard"))
+    assert easy != hard
