@@ -41,7 +41,7 @@ WEIGHTS, SETTINGS = "model.safetensors", "deep_retrieval.json"
 PARTS = ("paths", "offsets", "items", "vectors")
 CONSIDERED = 16
 ROUNDS = 3
-CHUNK = 256
+CHUNK, PART = 256, 2_048
 HYPER = ("width", "length", "depth", "nodes", "copies", "content")
 
 NO_PATH = -1
@@ -82,7 +82,7 @@ def train(
     """Train on the newest `examples` engagements before the validation slice, those from before the log among them, and
     write the weights of the epoch with the best recall@50 on validation.
 
-    Raises `InputError` where nobody engaged with anything.
+    Raises `InputError` where nobody engaged with anything, and for more pairs of an item and a path than 63 bits count.
     """
     store = FeatureStore.open(features)
     snapshot = take(store, store.slices["validation"], positive)
@@ -91,6 +91,8 @@ def train(
         raise InputError(f"{features}: nothing before the validation slice has {positive} = 1; choose another task")
     torch.manual_seed(seed)
     reader = Reader.of(store, length)
+    if len(reader.codes) * nodes**depth >= 2**63:
+        raise InputError(f"{nodes} nodes in {depth} layers are too many paths; lower the route's option nodes or depth")
     hyper: dict[str, Any] = dict(
         zip(HYPER, (width, length, depth, nodes, copies, reader.content.shape[1]), strict=True)
     )
@@ -243,8 +245,8 @@ def lay(
     _, copies, depth = model.paths.shape
     nodes = model.nodes
     weights = nodes ** np.arange(depth - 1, -1, -1, dtype=np.int64)
-    for first in range(0, len(item), CHUNK * 8):
-        part = slice(first, first + CHUNK * 8)
+    for first in range(0, len(item), PART):
+        part = slice(first, first + PART)
         paths, scores = model.likeliest(model.state(reader(histories.take(part))), CONSIDERED)
         keys.append((item[part, None].astype(np.int64) * nodes**depth + paths.numpy() @ weights).ravel())
         shares.append(scores.double().exp().numpy().ravel())
