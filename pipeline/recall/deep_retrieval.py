@@ -42,7 +42,6 @@ PARTS = ("paths", "offsets", "items", "vectors")
 CONSIDERED = 16
 ROUNDS = 3
 CHUNK, PART = 256, 2_048
-HYPER = ("width", "length", "depth", "nodes", "copies", "content")
 
 NO_PATH = -1
 
@@ -93,10 +92,9 @@ def train(
     reader = Reader.of(store, length)
     if len(reader.codes) * nodes**depth >= 2**63:
         raise InputError(f"{nodes} nodes in {depth} layers are too many paths; lower the route's option nodes or depth")
-    hyper: dict[str, Any] = dict(
-        zip(HYPER, (width, length, depth, nodes, copies, reader.content.shape[1]), strict=True)
-    )
-    model = DeepRetrieval(store.schema, items=len(reader.codes), **hyper)
+    hyper: dict[str, Any] = {"width": width, "length": length, "depth": depth, "nodes": nodes, "copies": copies}
+    hyper |= {"items": len(reader.codes), "content": reader.content.shape[1]}
+    model = DeepRetrieval(store.schema, **hyper)
     histories, item = Histories.before(snapshot, rows), rows["item"].to_numpy()
     sampler = sampler_of_all(item, snapshot.items["item"].to_numpy(), len(reader.codes))
 
@@ -144,7 +142,7 @@ def train(
     )
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out / WEIGHTS)
     told = {"temperature": temperature, "penalty": penalty, "examples": examples, "epoch": fitted.epoch}
-    write_json(out / SETTINGS, {**hyper, **told, **fitted.metrics})
+    write_json(out / SETTINGS, {"model": hyper, **told, **fitted.metrics})
     return {"positives": len(rows), "epoch": fitted.epoch, **fitted.metrics}
 
 
@@ -154,7 +152,7 @@ def fit(snapshot: Snapshot, folder: Path, *, model: Path, beam: int = 100) -> No
         shutil.copyfile(model / name, folder / name)
     settings = json.loads((folder / SETTINGS).read_text())
     network = load_model(folder, snapshot.store)
-    reader = Reader.of(snapshot.store, settings["length"])
+    reader = Reader.of(snapshot.store, settings["model"]["length"])
     rows = engagements(snapshot, settings["examples"])
     histories, item = Histories.before(snapshot, rows), rows["item"].to_numpy()
     laid = lay(network, reader, histories, item, penalty=settings["penalty"]).numpy()
@@ -216,17 +214,15 @@ class LearntPaths:
 def load(folder: Path, store: FeatureStore) -> Route:
     settings = json.loads((folder / SETTINGS).read_text())
     paths, offsets, items, vectors = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in PARTS)
-    reader = Reader.of(store, settings["length"])
+    reader = Reader.of(store, settings["model"]["length"])
     return LearntPaths(load_model(folder, store), reader, Trie.of(paths), offsets, items, vectors, settings["beam"])
 
 
 def load_model(folder: Path, store: FeatureStore) -> DeepRetrieval:
     """The network in a folder, for scoring."""
     settings = json.loads((folder / SETTINGS).read_text())
-    weights = load_file(folder / WEIGHTS)
-    hyper = {name: settings[name] for name in HYPER}
-    model = DeepRetrieval(store.schema, items=len(weights["paths"]), **hyper)
-    model.load_state_dict(weights)
+    model = DeepRetrieval(store.schema, **settings["model"])
+    model.load_state_dict(load_file(folder / WEIGHTS))
     return model.eval()
 
 
