@@ -15,6 +15,7 @@ from neural_worlds import groups, planted
 from route_tables import ask
 
 from pipeline.features.store import FeatureStore
+from pipeline.lake import InputError
 from pipeline.recall import deep_retrieval, generative, policy
 from pipeline.recall.route import Requests
 from pipeline.recall.snapshot import Snapshot, take
@@ -148,3 +149,15 @@ def test_a_request_online_reads_its_own_history(trained: Trained) -> None:
         one = [np.array([0], np.int32), np.array([-1], np.int16), np.array([9])]
         found = route.recall(Requests(*one, items, times, np.array([0, 8])), 10)
         assert (of_items[found.items[0]] == group).mean() >= 0.8
+
+
+@pytest.mark.parametrize("route", SMALL, ids=lambda route: route.__name__.rpartition(".")[2])
+def test_a_task_without_a_positive_is_named(route: ModuleType, features: Path, tmp_path: Path) -> None:
+    change_log(features, tmp_path / "changed", lambda day: day.with_columns(click=pl.lit(0, pl.Int8)))
+    with pytest.raises(InputError, match="click = 1"):
+        route.train(tmp_path / "changed", tmp_path, **COMMON, **SMALL[route])
+
+
+def test_more_paths_than_can_be_counted_are_refused(features: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nodes or depth"):
+        deep_retrieval.train(features, tmp_path, **COMMON, nodes=10_000, depth=5)

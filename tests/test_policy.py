@@ -4,16 +4,13 @@ import itertools
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
-from day_files import change_log
 from neural_worlds import planted
 from torch.nn.functional import log_softmax, normalize
 
 from models.policy import Policy, correction, top_k_factor
 from pipeline.features.store import FeatureStore
-from pipeline.lake import InputError
 from pipeline.recall import policy
 from pipeline.recall.histories import Histories, Reader
 from pipeline.recall.route import Requests
@@ -111,13 +108,6 @@ def test_the_logged_policys_gradient_stops_at_the_state(tmp_path: Path) -> None:
     (users[0] @ model.item_vectors(*items).T).square().sum().backward()
     untouched = [name for name, value in model.named_parameters() if value.grad is None]
     assert untouched == []
-
-
-def test_a_task_without_a_reward_is_named(tmp_path: Path) -> None:
-    features = planted(tmp_path)
-    change_log(features, tmp_path / "changed", lambda day: day.with_columns(click=pl.lit(0, pl.Int8)))
-    with pytest.raises(InputError, match="click = 1"):
-        policy.train(tmp_path / "changed", tmp_path, positive="click", seed=0, log=lambda *_: None, width=8)
 
 
 def test_more_than_one_k_is_never_negative() -> None:

@@ -41,8 +41,7 @@ WEIGHTS, SETTINGS = "model.safetensors", "deep_retrieval.json"
 PARTS = ("paths", "offsets", "items", "vectors")
 CONSIDERED = 16
 ROUNDS = 3
-CHUNK = 256
-HYPER = ("width", "length", "depth", "nodes", "copies", "content")
+CHUNK, PART = 256, 2_048
 
 NO_PATH = -1
 
@@ -82,7 +81,7 @@ def train(
     """Train on the newest `examples` engagements before the validation slice, those from before the log among them, and
     write the weights of the epoch with the best recall@50 on validation.
 
-    Raises `InputError` where nobody engaged with anything.
+    Raises `InputError` where nobody engaged with anything, and for more pairs of an item and a path than 63 bits count.
     """
     store = FeatureStore.open(features)
     snapshot = take(store, store.slices["validation"], positive)
@@ -91,10 +90,11 @@ def train(
         raise InputError(f"{features}: nothing before the validation slice has {positive} = 1; choose another task")
     torch.manual_seed(seed)
     reader = Reader.of(store, length)
-    hyper: dict[str, Any] = dict(
-        zip(HYPER, (width, length, depth, nodes, copies, reader.content.shape[1]), strict=True)
-    )
-    model = DeepRetrieval(store.schema, items=len(reader.codes), **hyper)
+    if len(reader.codes) * nodes**depth >= 2**63:
+        raise InputError(f"{nodes} nodes in {depth} layers are too many paths; lower the route's option nodes or depth")
+    hyper: dict[str, Any] = {"width": width, "length": length, "depth": depth, "nodes": nodes, "copies": copies}
+    hyper |= {"items": len(reader.codes), "content": reader.content.shape[1]}
+    model = DeepRetrieval(store.schema, **hyper)
     histories, item = Histories.before(snapshot, rows), rows["item"].to_numpy()
     sampler = sampler_of_all(item, snapshot.items["item"].to_numpy(), len(reader.codes))
 
@@ -142,7 +142,7 @@ def train(
     )
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out / WEIGHTS)
     told = {"temperature": temperature, "penalty": penalty, "examples": examples, "epoch": fitted.epoch}
-    write_json(out / SETTINGS, {**hyper, **told, **fitted.metrics})
+    write_json(out / SETTINGS, {"model": hyper, **told, **fitted.metrics})
     return {"positives": len(rows), "epoch": fitted.epoch, **fitted.metrics}
 
 
@@ -152,7 +152,7 @@ def fit(snapshot: Snapshot, folder: Path, *, model: Path, beam: int = 100) -> No
         shutil.copyfile(model / name, folder / name)
     settings = json.loads((folder / SETTINGS).read_text())
     network = load_model(folder, snapshot.store)
-    reader = Reader.of(snapshot.store, settings["length"])
+    reader = Reader.of(snapshot.store, settings["model"]["length"])
     rows = engagements(snapshot, settings["examples"])
     histories, item = Histories.before(snapshot, rows), rows["item"].to_numpy()
     laid = lay(network, reader, histories, item, penalty=settings["penalty"]).numpy()
@@ -214,17 +214,15 @@ class LearntPaths:
 def load(folder: Path, store: FeatureStore) -> Route:
     settings = json.loads((folder / SETTINGS).read_text())
     paths, offsets, items, vectors = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in PARTS)
-    reader = Reader.of(store, settings["length"])
+    reader = Reader.of(store, settings["model"]["length"])
     return LearntPaths(load_model(folder, store), reader, Trie.of(paths), offsets, items, vectors, settings["beam"])
 
 
 def load_model(folder: Path, store: FeatureStore) -> DeepRetrieval:
     """The network in a folder, for scoring."""
     settings = json.loads((folder / SETTINGS).read_text())
-    weights = load_file(folder / WEIGHTS)
-    hyper = {name: settings[name] for name in HYPER}
-    model = DeepRetrieval(store.schema, items=len(weights["paths"]), **hyper)
-    model.load_state_dict(weights)
+    model = DeepRetrieval(store.schema, **settings["model"])
+    model.load_state_dict(load_file(folder / WEIGHTS))
     return model.eval()
 
 
@@ -243,8 +241,8 @@ def lay(
     _, copies, depth = model.paths.shape
     nodes = model.nodes
     weights = nodes ** np.arange(depth - 1, -1, -1, dtype=np.int64)
-    for first in range(0, len(item), CHUNK * 8):
-        part = slice(first, first + CHUNK * 8)
+    for first in range(0, len(item), PART):
+        part = slice(first, first + PART)
         paths, scores = model.likeliest(model.state(reader(histories.take(part))), CONSIDERED)
         keys.append((item[part, None].astype(np.int64) * nodes**depth + paths.numpy() @ weights).ravel())
         shares.append(scores.double().exp().numpy().ravel())

@@ -39,7 +39,6 @@ CUTOFF = 50
 VALIDATION_USERS = 1_000
 CHUNK = 64
 FACTORS = 32
-HYPER = ("sizes", "domains", "width", "length", "heads", "layers")
 
 
 @dataclass(frozen=True)
@@ -93,9 +92,8 @@ def train(
         )
     torch.manual_seed(seed)
     sizes = [int(ids[:, level].max()) + 1 for level in range(levels + 1)]
-    hyper: dict[str, Any] = dict(
-        zip(HYPER, (sizes, len(store.schema.domains), width, length, heads, layers), strict=True)
-    )
+    hyper: dict[str, Any] = {"width": width, "length": length, "heads": heads, "layers": layers}
+    hyper |= {"sizes": sizes, "domains": len(store.schema.domains)}
     model = SemanticDecoder(**hyper)
     histories, target = Histories.before(snapshot, rows), torch.from_numpy(ids[rows["item"].to_numpy()]).long()
 
@@ -135,7 +133,7 @@ def train(
     )
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out / WEIGHTS)
     np.save(out / IDS, ids)
-    write_json(out / SETTINGS, {**hyper, "epoch": fitted.epoch, **fitted.metrics})
+    write_json(out / SETTINGS, {"model": hyper, "epoch": fitted.epoch, **fitted.metrics})
     return {"positives": len(rows), "without_id": without, "epoch": fitted.epoch, **fitted.metrics}
 
 
@@ -179,7 +177,7 @@ class Spoken:
 
 def load(folder: Path, store: FeatureStore) -> Route:  # noqa: ARG001
     settings = json.loads((folder / SETTINGS).read_text())
-    model = SemanticDecoder(**{name: settings[name] for name in HYPER})
+    model = SemanticDecoder(**settings["model"])
     model.load_state_dict(load_file(folder / WEIGHTS))
     ids, items = (np.load(folder / name, mmap_mode="r") for name in (IDS, "items.npy"))
     return Spoken(model.eval(), ids, Trie.of(ids[items]), items)

@@ -41,7 +41,6 @@ from pipeline.recall.two_tower import CUTOFF, VALIDATION_USERS
 WEIGHTS, SETTINGS, INDEX = "model.safetensors", "policy.json", "index.faiss"
 HORIZON = 20
 CHUNK = 8_192
-HYPER = ("width", "length", "content", "temperature")
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,8 @@ def train(
         raise InputError(f"{features}: no row of the train slice has {positive} = 1; choose another task")
     torch.manual_seed(seed)
     reader = Reader.of(store, length)
-    hyper: dict[str, Any] = dict(zip(HYPER, (width, length, reader.content.shape[1], temperature), strict=True))
+    hyper: dict[str, Any] = {"width": width, "length": length, "temperature": temperature}
+    hyper |= {"content": reader.content.shape[1]}
     model = Policy(store.schema, **hyper)
     histories = Histories.before(snapshot, rows)
     sampler = sampler_of_all(item, snapshot.items["item"].to_numpy(), len(reader.codes))
@@ -135,7 +135,7 @@ def train(
     )
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out / WEIGHTS)
     told = {"top": top, "cap": cap, "discount": discount, "epoch": fitted.epoch}
-    write_json(out / SETTINGS, {**hyper, **told, **fitted.metrics})
+    write_json(out / SETTINGS, {"model": hyper, **told, **fitted.metrics})
     return {"rewarded": int((reward > 0).sum()), "epoch": fitted.epoch, **fitted.metrics}
 
 
@@ -178,7 +178,7 @@ def load(folder: Path, store: FeatureStore) -> Route:
 def load_model(folder: Path, store: FeatureStore) -> Policy:
     """The policy in a folder, for scoring."""
     settings = json.loads((folder / SETTINGS).read_text())
-    model = Policy(store.schema, **{name: settings[name] for name in HYPER})
+    model = Policy(store.schema, **settings["model"])
     model.load_state_dict(load_file(folder / WEIGHTS))
     return model.eval()
 

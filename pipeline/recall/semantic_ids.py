@@ -1,5 +1,5 @@
-"""Semantic ids: items as codes by residual quantisation of their vectors (Rajput et al., NeurIPS 2023, §3.1, there with
-the learnt codebooks of an RQ-VAE; here k-means per level, as the paper compares in §4.4).
+"""Semantic ids: items as codes by residual quantisation of their vectors (Rajput et al., NeurIPS 2023, §3.1, who learn
+the codebooks with an RQ-VAE; here they are of k-means, level by level).
 
 Level l's code is the nearest of its centroids to what the levels before left over. Items alike in all of them get one
 code more that tells them apart.
