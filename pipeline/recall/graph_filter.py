@@ -3,7 +3,8 @@ sharpening, BSPM, Choi et al., SIGIR 2023).
 
 With X the matrix of who took what and D_U and D_I its degrees,
 
-    P = D_I^−½ Xᵀ D_U^−users X D_I^−½ / (its largest eigenvalue),    W = D_I^(½−history) (P − sharpen·P²) D_I^(½−popularity)
+    P = D_I^−½ Xᵀ D_U^−users X D_I^−½ / (its largest eigenvalue)
+    W = D_I^(½−history) (P − sharpen·P²) D_I^(½−popularity)
 
 P is the linear filter of GF-CF, with exponents of its own for each degree (LinkProp, Fu et al., WSDM 2022). The second
 term is BSPM's sharpening in one Euler step of length `sharpen`: it takes back what spreads furthest, most of all along
