@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from linear_worlds import binary, random_log, snapshot, weights
 
 from pipeline.recall import graph_filter
@@ -59,3 +60,22 @@ def test_sharpening_prefers_what_only_the_same_users_take(tmp_path: Path) -> Non
         found[sharpen] = weights(graph_filter, folder)[1]
     assert found[0.0][3] == pytest.approx(found[0.0][2])
     assert found[0.9][2] > found[0.9][3]
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (2, 2), (5, 7)])
+def test_largest_singular_value(shape: tuple[int, int]) -> None:
+    dense = np.random.default_rng(0).random(shape).astype(np.float32)
+    assert graph_filter.largest(sp.csr_array(dense)) == pytest.approx(np.linalg.norm(dense, 2), rel=1e-5)
+    assert graph_filter.largest(sp.csr_array(shape, dtype=np.float32)) == 1.0
+
+
+def test_an_item_withdrawn_changes_nothing_between_the_others(tmp_path: Path) -> None:
+    log = [(1, 1), (1, 2), (1, 3), (2, 2), (2, 3)]
+    found = {}
+    for items in ([1, 2, 3], [1, 3]):
+        folder = tmp_path / str(len(items))
+        folder.mkdir()
+        graph_filter.fit(snapshot(log, items), folder)
+        found[len(items)] = weights(graph_filter, folder)
+    np.testing.assert_array_equal(found[2][:, [1, 3]], found[3][:, [1, 3]])
+    assert not found[2][:, 2].any()

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.evaluation.metrics import ndcg_at, recall_at
-from pipeline.recall import ease, graph_filter, item_cf, markov, sequential, slit
+from pipeline.recall import ease, graph_filter, item_cf, markov, sequential, slit, swing, user_cf
 from pipeline.recall.route import NOTHING, Found, Requests, best
 from pipeline.recall.snapshot import Snapshot
 from pipeline.sources import lists
@@ -38,13 +38,15 @@ Options = dict[str, Any]
 
 BATCH = 1_000
 SHARE = 0.2
-STOP_SHARE = 0.3
-ROUNDS, PATIENCE = 400, 30
+LEARNERS, STOP_SHARE = 15_000, 0.2
+ROUNDS, PATIENCE = 600, 50
 RANKER = {
     "objective": "lambdarank",
-    "learning_rate": 0.1,
-    "num_leaves": 31,
-    "min_data_in_leaf": 100,
+    "learning_rate": 0.03,
+    "num_leaves": 15,
+    "min_data_in_leaf": 300,
+    "feature_fraction": 0.5,
+    "lambda_l2": 10.0,
     "deterministic": True,
     "force_row_wise": True,
     "verbose": -1,
@@ -193,14 +195,17 @@ def candidates(answers: list[Found], parts: Parts) -> Candidates:
 
 
 def learn(found: Candidates, wanted: pl.DataFrame, cutoff: int) -> lgb.Booster:
-    """A LambdaMART ranker of candidates, stopped by NDCG at `cutoff` of users that it does not learn from."""
+    """A LambdaMART ranker of the candidates of up to `LEARNERS` requests with a hit, stopped by NDCG at `cutoff` of
+    those among them that it does not learn from."""
     request = wanted["user"].rank("dense").to_numpy().astype(np.int64) - 1
     size = max(int(found.item.max(initial=0)), int(wanted["item"].to_numpy().max(initial=0))) + 1
     label = np.isin(found.request * size + found.item, request * size + wanted["item"].to_numpy())
     hit = np.bincount(found.request, label, minlength=int(request.max()) + 1) > 0
-    stops = np.random.default_rng(0).random(len(hit)) < STOP_SHARE
+    drawn = np.random.default_rng(0).permutation(np.flatnonzero(hit))[:LEARNERS]
+    stops = round(STOP_SHARE * len(drawn))
     sets = []
-    for users in (hit & ~stops, hit & stops):
+    for chosen in (drawn[stops:], drawn[:stops]):
+        users = np.isin(np.arange(len(hit)), chosen)
         own = users[found.request]
         groups = np.bincount(found.request[own], minlength=len(hit))
         sets.append(lgb.Dataset(found.features[own], label[own], group=groups[groups > 0], free_raw_data=False))
@@ -265,24 +270,29 @@ SPLITS: dict[str, Split] = {
         part_of_gowalla,
         gowalla,
         cutoff=20,
-        depth=100,
+        depth=60,
         routes={
+            "graph_filter": (graph_filter, ({"sharpen": 0.9}, {"sharpen": 0.5})),
+            "graph_filter, blurred": (graph_filter, ({"sharpen": 0.0, "popularity": 0.3},)),
+            "user_cf": (user_cf, ({"neighbours": 200},)),
+            "swing": (swing, ({},)),
             "item_cf": (item_cf, ({"neighbours": 200},)),
-            "graph_filter": (graph_filter, ({"popularity": 0.3}, {"popularity": 0.2})),
-            "ease": (ease, ({"most_taken": 41_000, "ridge": 10.0},)),
         },
     ),
     "beauty": Split(
         part_of_beauty,
         beauty,
         cutoff=10,
-        depth=100,
+        depth=50,
         routes={
+            "slit": (slit, tuple({"ridge": ridge, "reverse": 0.3, "popularity": 0.1} for ridge in (100.0, 300.0))),
+            "markov": (markov, ({"popularity": 0.1}, {"popularity": 0.1, "decay": 1.0, "skip_decay": 0.7})),
+            "markov, newest": (markov, ({"popularity": 0.1, "recent": 1, "skips": 5},)),
+            "graph_filter": (graph_filter, tuple({"popularity": 0.2, "sharpen": sharpen} for sharpen in (0.0, 0.5))),
+            "ease": (ease, ({"ridge": 10.0},)),
             "item_cf": (item_cf, ({"neighbours": 200},)),
-            "graph_filter": (graph_filter, ({"popularity": 0.2}, {"popularity": 0.3})),
-            "ease": (ease, ({"ridge": 3.0}, {"ridge": 10.0})),
-            "markov": (markov, ({"popularity": 0.2}, {"popularity": 0.1})),
-            "slit": (slit, ({"ridge": 100.0, "popularity": 0.1}, {"ridge": 300.0, "popularity": 0.1})),
+            "swing": (swing, ({},)),
+            "user_cf": (user_cf, ({"neighbours": 100},)),
             "sequential": (sequential, ({},)),
         },
     ),
