@@ -12,11 +12,16 @@ import pytest
 import torch
 from event_tables import CONTRACT, FEATURES, write_events
 
+from models import RANKERS
+from models.objective import objective
 from pipeline import lake
 from pipeline.config import Crosses, Split
+from pipeline.evaluation.metrics import auc
 from pipeline.features.build import build
 from pipeline.features.store import FeatureStore, Rows, row_groups
-from pipeline.ranking.batches import Encoder, layout
+from pipeline.ranking.batches import Encoder, in_order, layout
+from pipeline.ranking.fit import fit
+from pipeline.ranking.losses import masked_bce
 from pipeline.ranking.stream import recorded, rows_of, streamed
 
 SETTINGS = replace(FEATURES, parts=2, crosses=Crosses(pairs=("segment*category",)), admit_after=3)
@@ -94,6 +99,33 @@ def test_a_batch_mixes_days(store):
     assert len(first["user"].unique()) > 30
     day = {tuple(row): time // 86_400_000_000 for row, time in zip(log.numbers.tolist(), log.time, strict=True)}
     assert len({day[tuple(row)] for row in first["numbers"].tolist()}) > 2
+
+
+def test_training_reads_it(store):
+    """Logistic regression learns the clicks that it is shown: inputs and labels of a row belong together."""
+    torch.manual_seed(0)
+    encoder, model = Encoder(store), RANKERS["lr"](store.schema)
+    train = store.log("train")
+    losses = []
+
+    def validate(model):
+        scores = torch.cat([model(batch)[:, 0] for batch in in_order(encoder, train, size=100)])
+        return {"auc": auc(train.labels[:, 0], scores.detach().numpy())}
+
+    fitted = fit(
+        model,
+        streamed(store, encoder, "train", size=64, seed=0, block=16, mixed=5),
+        lambda model, batch: objective(model, batch, masked_bce),
+        validate,
+        steps=-(-len(train) // 64),
+        epochs=4,
+        learning_rate=0.02,
+        monitor="auc",
+        patience=4,
+        log=lambda metrics, epoch: losses.append(metrics["loss"]),
+    )
+    assert losses[-1] < losses[0]
+    assert fitted.metrics["auc"] > 0.6
 
 
 def test_records_are_written_once_and_those_of_other_features_go(store, tmp_path):

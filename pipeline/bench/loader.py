@@ -26,7 +26,7 @@ FORTY = Features(
 
 
 def bench(
-    rows: int = 300_000, batch_size: int = 4_096, block: int = 4_096, mixed: int = 64, runs: int = 3, seed: int = 0
+    rows: int = 300_000, batch_size: int = 4_096, block: int = 4_096, mixed: int = 16, runs: int = 3, seed: int = 0
 ) -> dict[str, float]:
     """Of 40 columns without histories and, as `funnel_…`, of the funnel's own features with two.
 
