@@ -46,7 +46,7 @@ def test_exact_kinds_are_brute_force(kind: str, stretch: float) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_kinds_find_nearly_all(kind: str) -> None:
     vectors, queries = clustered(5_000, 1), clustered(100, 2)
-    exact, products = brute_force(vectors, queries, 50)
+    exact, _ = brute_force(vectors, queries, 50)
     found, scores = nearest.build(vectors, np.arange(5_000), KINDS[kind]()).search(queries, 50)
     recall = np.mean([np.isin(a, b).mean() for a, b in zip(exact, found, strict=True)])
     assert recall >= 0.95
@@ -122,9 +122,7 @@ def test_fewer_items_than_asked_for(kind: str) -> None:
     assert set(index.search(clustered(1, 2), 4)[0][0, 2:].tolist()) == {-1}
 
 
-def test_vectors_that_are_not_finite_are_left_out_and_counted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_vectors_that_are_not_finite_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     vectors = clustered(10, 1)
     vectors[3, 2], vectors[4, 0], vectors[5, 1] = np.nan, np.inf, -np.inf
     with caplog.at_level(logging.WARNING):

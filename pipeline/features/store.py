@@ -218,9 +218,7 @@ class FeatureStore:
             self._fill(numbers[part], user[part], item[part], time[part], counted)
         return self._rows(user, item, domain, time, given, pointers, numbers)
 
-    def users_at(
-        self, user: npt.NDArray[np.integer], domain: npt.NDArray[np.integer], time: Integers
-    ) -> Rows:
+    def users_at(self, user: npt.NDArray[np.integer], domain: npt.NDArray[np.integer], time: Integers) -> Rows:
         """Users as of `time` (N,), as rows without an item and without numbers, which cost far more than the rest."""
         given = {"domain": domain + 1, "hour": hour(time), "position": np.ones(len(user), np.int32)}
         pointers = {name: self.history(name, user, time) for name in self.behaviours}

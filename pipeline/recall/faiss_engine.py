@@ -38,7 +38,7 @@ class IVF:
 
 @dataclass(frozen=True)
 class HNSW:
-    """Walks a graph with up to 2 · `links` links a node, `breadth` candidates at a time, and `build_breadth` while it is
+    """Walks a graph with up to 2 · `links` links a node, `breadth` candidates at a time, `build_breadth` while it is
     built (Malkov & Yashunin, TPAMI 2020)."""
 
     links: int = 16
@@ -48,8 +48,8 @@ class HNSW:
 
 @dataclass(frozen=True)
 class PQ:
-    """`IVF` over codes of 4 bits for two numbers (Jégou et al., TPAMI 2011; André et al., VLDB 2015), of which `refined`
-    times as many as asked for are compared exactly."""
+    """`IVF` over codes of 4 bits for two numbers (Jégou et al., TPAMI 2011; André et al., VLDB 2015); `refined` times
+    as many as asked for are compared exactly."""
 
     cells: int = 0
     probed: int = 0
@@ -156,9 +156,7 @@ def _empty(recipe: Recipe, dimension: int) -> faiss.Index:
         case PQ():
             centres = faiss.IndexFlatIP(dimension)
             codes = dimension // 2 if dimension % 2 == 0 else dimension
-            coded = faiss.IndexIVFPQFastScan(
-                centres, dimension, recipe.cells, codes, BITS, faiss.METRIC_INNER_PRODUCT
-            )
+            coded = faiss.IndexIVFPQFastScan(centres, dimension, recipe.cells, codes, BITS, faiss.METRIC_INNER_PRODUCT)
             _train_briefly(coded)
             return faiss.IndexRefineFlat(coded)
         case LSH():

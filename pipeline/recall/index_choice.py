@@ -7,7 +7,7 @@ with the one number that says how much is looked at, so that its least sufficien
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from statistics import mean, stdev
 
@@ -66,7 +66,7 @@ def choose(
     if len(flat) < SMALL or not len(queries):
         return [Trial(flat, 1.0, 0.0, 0.0)]
     exact, _ = flat.search(queries, k)
-    trials = [Trial(flat, 1.0, seconds_alone(flat, queries, k), 0.0)]
+    trials = [Trial(flat, 1.0, seconds_alone(lambda one: flat.search(one, k), queries), 0.0)]
     vectors, ids, _ = numbered(vectors, ids)
     for recipe in TRIED:
         begun = time.perf_counter()
@@ -74,12 +74,14 @@ def choose(
         taken = time.perf_counter() - begun
         for index in sufficient(made, queries, exact, gate):
             recall = mean(recalls(index, queries, exact))
-            trials.append(Trial(index, recall, seconds_alone(index, queries, k), taken))
+            alone = seconds_alone(lambda one, index=index: index.search(one, k), queries)  # type: ignore[misc]
+            trials.append(Trial(index, recall, alone, taken))
     return sorted(trials, key=lambda trial: trial.seconds)
 
 
-def sufficient(made: Index, queries: Floats, exact: Integers, gate: float) -> Iterator[Index]:
-    """The index as thorough as it takes to find `gate` of the `exact` ids (Q, k); not at all where it never does."""
+def sufficient(made: Index, queries: Floats, exact: Integers, gate: float, *, errors: float = 1.0) -> Iterator[Index]:
+    """The index as thorough as it takes to find `gate` of the `exact` ids (Q, k), by more than so many standard errors;
+    not at all where it never does."""
     k = exact.shape[1]
     assert isinstance(made.engine, FaissEngine)
     families: list[list[Recipe]]
@@ -100,7 +102,7 @@ def sufficient(made: Index, queries: Floats, exact: Integers, gate: float) -> It
         while low < high:
             middle = (low + high) // 2
             found = recalls(searched(made, family[middle]), queries, exact)
-            if mean(found) - stdev(found) / len(found) ** 0.5 >= gate:
+            if mean(found) - errors * stdev(found) / len(found) ** 0.5 >= gate:
                 high = middle
             else:
                 low = middle + 1
@@ -127,13 +129,13 @@ def recalls(index: Index, queries: Floats, exact: Integers) -> list[float]:
     return [float(np.isin(wanted, given).mean()) for wanted, given in zip(exact, found, strict=True)]
 
 
-def seconds_alone(index: Index, queries: Floats, k: int) -> float:
-    """Mean seconds of queries asked one after another, the best of three rounds of at most half a second each."""
+def seconds_alone(ask: Callable[[Floats], object], queries: Floats) -> float:
+    """Mean seconds of queries (Q, D) asked one after another: the best of three rounds, half a second each at most."""
     means = []
     for _ in range(ROUNDS):
         asked, begun = 0, time.perf_counter()
         while asked < len(queries) and time.perf_counter() - begun < LONGEST:
-            index.search(queries[asked : asked + 1], k)
+            ask(queries[asked : asked + 1])
             asked += 1
         means.append((time.perf_counter() - begun) / asked)
     return min(means)

@@ -217,9 +217,7 @@ class Vectors:
         rows = self.store.users_at(requests.user[known], requests.domain[known], requests.time[known])
         found = Found(np.full((len(known), k), NOTHING, np.int32), np.zeros((len(known), k), np.float32))
         if len(rows):
-            found.items[known], found.scores[known] = self.index.search(
-                user_vectors(self.model, self.encoder, rows), k
-            )
+            found.items[known], found.scores[known] = self.index.search(user_vectors(self.model, self.encoder, rows), k)
         return found
 
 
