@@ -93,21 +93,26 @@ class Index:
 
     def search(self, queries: Floats, k: int) -> tuple[Integers, Floats]:
         queries, known = finite(queries, self.dimension, "queries")
-        ids, scores = np.full((len(known), k), -1, np.int64), np.zeros((len(known), k), np.float32)
         wanted, enough = min(k, len(self.ids)), min(k, len(self))
+        ids, scores = np.full((len(known), k), -1, np.int64), np.zeros((len(known), k), np.float32)
         if not enough or not len(queries):
             return ids, scores
         while True:
             places, products = self.engine.search(queries, wanted)
-            found = np.where(places >= 0, self.ids[places], -1)
-            short = ((found >= 0).sum(axis=1) < enough) & (places[:, -1] >= 0)
+            found = self.ids[places]
+            ended = places[:, -1] < 0
+            if ended.any():
+                found[places < 0], products[places < 0] = -1, 0
+            if not self.removed:
+                break
+            short = (np.count_nonzero(found >= 0, axis=1) < enough) & ~ended
             if wanted == len(self.ids) or not short.any():
+                there_first = np.argsort(found < 0, axis=1, kind="stable")
+                found, products = (np.take_along_axis(part, there_first, axis=1) for part in (found, products))
+                products[found < 0] = 0
                 break
             wanted = min(2 * wanted, len(self.ids))
-        if self.removed:
-            there_first = np.argsort(found < 0, axis=1, kind="stable")
-            found, products = (np.take_along_axis(part, there_first, axis=1) for part in (found, products))
-        ids[known, :wanted], scores[known, :wanted] = found[:, :k], np.where(found >= 0, products, 0)[:, :k]
+        ids[known, :wanted], scores[known, :wanted] = found[:, :k], products[:, :k]
         return ids, scores
 
     def add(self, vectors: Floats, ids: Integers) -> None:
@@ -168,7 +173,7 @@ def load(folder: Path, dimension: int, model: str = "") -> Nearest:
     recipe = KINDS[header["kind"]](**header["options"])
     openers: dict[type[Recipe], Callable[[Path], Engine]] = {Int8: int8_engine.load, KDTree: kd_tree_engine.load}
     try:
-        ids = np.load(folder / IDS, mmap_mode="c")
+        ids = np.asarray(np.load(folder / IDS, mmap_mode="c"))
         engine = openers[type(recipe)](folder) if type(recipe) in openers else faiss_engine.load(folder, recipe)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{folder}: not a readable index; build it again ({str(error).splitlines()[0]})") from None

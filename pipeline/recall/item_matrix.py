@@ -22,7 +22,7 @@ from scipy.linalg import lapack
 
 from pipeline.features.store import FeatureStore
 from pipeline.lake import InputError, write_json
-from pipeline.recall.route import Found, Requests, Route, best
+from pipeline.recall.route import Found, Requests, Route, best, packed_order
 from pipeline.recall.snapshot import Snapshot
 
 BLOCK = 500
@@ -73,7 +73,7 @@ class ItemMatrix:
         new = ~taken[target]
         taken[history] = False
         target, value = target[new], value[new]
-        order = np.argsort(target, kind="stable")
+        order = packed_order(target, np.arange(len(target)))
         target, value = target[order], value[order]
         first = np.flatnonzero(np.r_[True, target[1:] != target[:-1]][: len(target)])
         score = np.add.reduceat(value, first) if len(first) else value
@@ -81,9 +81,9 @@ class ItemMatrix:
 
 
 def load(folder: Path, store: FeatureStore) -> Route:  # noqa: ARG001
-    data, indices, indptr = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in PARTS)
+    data, indices, indptr = (np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in PARTS)
     settings = json.loads((folder / SETTINGS).read_text())
-    return ItemMatrix(data, indices, np.asarray(indptr), settings["decay"], settings["recent"])
+    return ItemMatrix(data, indices, indptr, settings["decay"], settings["recent"])
 
 
 def save(weights: sp.csr_array, folder: Path, *, decay: float, recent: int) -> None:

@@ -291,6 +291,8 @@ def content_width(store: FeatureStore) -> int:
 @torch.inference_mode()
 def user_vectors(model: TwoTower, encoder: Encoder, rows: Rows) -> np.ndarray:
     """The users of N rows: (N, D) float32."""
+    if len(rows) <= CHUNK:
+        return model.user(encoder(rows)).float().numpy()
     parts = [model.user(encoder(rows, index)) for index in torch.split(torch.arange(len(rows)), CHUNK)]
     return torch.cat(parts).float().numpy()
 
