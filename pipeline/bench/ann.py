@@ -73,7 +73,7 @@ def bench(
         "pq": [one for share in CELLS for one in swept(PQ(cells=int(share * vectors**0.5)))],
         "hnsw": [one for links in LINKS for one in swept(HNSW(links=links))],
     }
-    others = {"lsh": LSH(), "int8": Int8(), "kd_tree": KDTree()}
+    others: dict[str, Recipe] = {"lsh": LSH(), "int8": Int8(), "kd_tree": KDTree()}
     for kind, recipe in others.items():
         begun = time.perf_counter()
         made = build(items, ids, recipe)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -125,18 +126,18 @@ def sized(recipe: Recipe, count: int, dimension: int) -> Recipe:
     return recipe
 
 
-def _thoroughness(recipe: Recipe, k: int) -> faiss.SearchParameters | None:
-    """How much of the index a search for `k` looks at."""
+def _thoroughness(recipe: Recipe, k: int) -> Any:
+    """How much of the index a search for `k` looks at, as Faiss's search parameters."""
     match recipe:
         case IVF():
-            return faiss.SearchParametersIVF(nprobe=recipe.probed)
+            return faiss.SearchParametersIVF(nprobe=recipe.probed)  # type: ignore[call-arg]
         case HNSW():
-            return faiss.SearchParametersHNSW(efSearch=max(recipe.breadth, k))
+            return faiss.SearchParametersHNSW(efSearch=max(recipe.breadth, k))  # type: ignore[attr-defined]
         case PQ():
-            probed = faiss.SearchParametersIVF(nprobe=recipe.probed)
-            return faiss.IndexRefineSearchParameters(k_factor=recipe.refined, base_index_params=probed)
+            inner = faiss.SearchParametersIVF(nprobe=recipe.probed)  # type: ignore[call-arg]
+            return faiss.IndexRefineSearchParameters(k_factor=recipe.refined, base_index_params=inner)  # type: ignore[call-arg]
         case LSH():
-            return faiss.IndexRefineSearchParameters(k_factor=recipe.refined)
+            return faiss.IndexRefineSearchParameters(k_factor=recipe.refined)  # type: ignore[call-arg]
     return None
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,7 +43,8 @@ KINDS: dict[str, type[Recipe]] = {
 class Engine(Protocol):
     """N vectors by their places 0 … N - 1, in the order in which they were added."""
 
-    recipe: Recipe
+    @property
+    def recipe(self) -> Recipe: ...
 
     def search(self, queries: Floats, k: int) -> tuple[Integers, Floats]:
         """Places (Q, k), -1 where fewer are found, and inner products (Q, k), of the nearest; k ≤ N."""
@@ -108,7 +108,8 @@ class Index:
             short = (np.count_nonzero(found >= 0, axis=1) < enough) & ~ended
             if wanted == len(self.ids) or not short.any():
                 there_first = np.argsort(found < 0, axis=1, kind="stable")
-                found, products = (np.take_along_axis(part, there_first, axis=1) for part in (found, products))
+                found = np.take_along_axis(found, there_first, axis=1)
+                products = np.take_along_axis(products, there_first, axis=1)
                 products[found < 0] = 0
                 break
             wanted = min(2 * wanted, len(self.ids))
@@ -171,10 +172,16 @@ def load(folder: Path, dimension: int, model: str = "") -> Nearest:
 
         return milvus.connect(header["address"], header["collection"], dimension, model)
     recipe = KINDS[header["kind"]](**header["options"])
-    openers: dict[type[Recipe], Callable[[Path], Engine]] = {Int8: int8_engine.load, KDTree: kd_tree_engine.load}
+    engine: Engine
     try:
         ids = np.asarray(np.load(folder / IDS, mmap_mode="c"))
-        engine = openers[type(recipe)](folder) if type(recipe) in openers else faiss_engine.load(folder, recipe)
+        match recipe:
+            case Int8():
+                engine = int8_engine.load(folder)
+            case KDTree():
+                engine = kd_tree_engine.load(folder)
+            case _:
+                engine = faiss_engine.load(folder, recipe)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{folder}: not a readable index; build it again ({str(error).splitlines()[0]})") from None
     return Index(dimension, model, engine, ids, len(ids) - header["count"], header["left_out"])
