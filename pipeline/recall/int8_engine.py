@@ -13,6 +13,7 @@ from torch import Tensor
 CODES, SCALES = "codes.npy", "scales.npy"
 LARGEST = 127
 AT_ONCE = 1 << 25
+BLOCK = 512
 GPU_ROWS, GPU_COLUMNS = 32, 16
 
 Floats = npt.NDArray[np.float32]
@@ -46,8 +47,8 @@ class Int8Engine:
         parts = []
         for part in torch.arange(len(asked)).split(max(1, AT_ONCE // max(1, len(scales)))):
             products = multiply(asked[part].to(codes.device), codes)[:, : len(scales)]
-            found = (products * scales).topk(k)
-            parts.append((found.indices.cpu(), found.values.cpu() * own[part, None]))
+            found, values = largest(products * scales, k)
+            parts.append((found.cpu(), values.cpu() * own[part, None]))
         places, scores = (torch.cat(columns).numpy() for columns in zip(*parts, strict=True))
         return places, scores
 
@@ -83,6 +84,24 @@ def multiply(queries: Tensor, codes: Tensor) -> Tensor:
         padded = _padded(queries, max(GPU_ROWS, len(queries)), codes.shape[1])
         return torch._int_mm(padded, codes.T)[: len(queries)]
     return torch._int_mm(queries, codes.T)
+
+
+def largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Places and values (Q, k) of the largest of scores (Q, N), best first.
+
+    No block of numbers outside the k with the largest maxima has one of the k largest: only those are sorted.
+    """
+    blocks = scores.shape[1] // BLOCK
+    if blocks <= k:
+        best = scores.topk(k)
+        return best.indices, best.values
+    whole = scores[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK))
+    chosen = whole.amax(dim=2).topk(k).indices
+    within = torch.arange(BLOCK, device=scores.device)
+    rest = torch.arange(blocks * BLOCK, scores.shape[1], device=scores.device).expand(len(scores), -1)
+    places = torch.cat([(chosen[:, :, None] * BLOCK + within).flatten(1), rest], dim=1)
+    best = scores.gather(1, places).topk(k)
+    return places.gather(1, best.indices), best.values
 
 
 def _padded(matrix: Tensor, rows: int, columns: int) -> Tensor:
