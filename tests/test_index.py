@@ -54,6 +54,15 @@ def test_all_kinds_find_nearly_all(kind: str) -> None:
     np.testing.assert_allclose(scores, (queries[:, None] * vectors[found]).sum(axis=2), atol=0.02)
 
 
+@pytest.mark.parametrize("width", [1, 7, 33])
+def test_codes_of_any_number_of_dimensions(width: int) -> None:
+    vectors, queries = clustered(2_000, 1, width=width), clustered(50, 2, width=width)
+    found, scores = nearest.build(vectors, np.arange(2_000), PQ(cells=5)).search(queries, 20)
+    products = brute_force(vectors, queries, 20)[1]
+    assert np.mean(scores >= products[:, -1:] - 1e-6) >= 0.95
+    np.testing.assert_allclose(scores, (queries[:, None] * vectors[found]).sum(axis=2), atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_index_answers_alike_and_has_the_same_bytes(tmp_path: Path, kind: str) -> None:
     vectors, queries = clustered(1_100, 1), clustered(5, 2)
@@ -176,5 +185,5 @@ def test_a_damaged_index_is_named(tmp_path: Path, kind: str) -> None:
 def test_what_a_recipe_leaves_open_follows_from_the_number_of_vectors() -> None:
     vectors, ids = clustered(4_000, 1), np.arange(4_000)
     assert nearest.build(vectors, ids, IVF()).engine.recipe == IVF(cells=102, probed=12)
-    assert nearest.build(vectors, ids, PQ(cells=50)).engine.recipe == PQ(cells=50, probed=8, refined=8)
+    assert nearest.build(vectors, ids, PQ(cells=50)).engine.recipe == PQ(cells=50, probed=8, refined=4)
     assert nearest.build(vectors[:999], ids[:999], HNSW()).engine.recipe == Flat()

@@ -36,6 +36,17 @@ def test_all_that_pass_the_gate_are_told_the_fastest_first() -> None:
         assert np.mean(index_choice.recalls(trial.index, others, exact)) >= 0.88
 
 
+@pytest.mark.parametrize(("slower", "kinds"), [(1.0, 1), (1e9, 3)])
+def test_kinds_that_are_slow_on_a_sample_are_not_built_for_all(
+    slower: float, kinds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_choice, "SAMPLE", 2_500)
+    monkeypatch.setattr(index_choice, "SLOWER", slower)
+    trials = index_choice.choose(clustered(6_000, 1), np.arange(6_000), clustered(100, 2), k=20, gate=0.9)
+    assert {len(trial.index) for trial in trials} == {6_000}
+    assert len({type(trial.index.engine.recipe) for trial in trials} - {Flat}) == kinds
+
+
 def test_no_more_is_searched_than_the_gate_asks_for() -> None:
     """A step less of what was chosen does not pass; the two are searched independently over the same vectors."""
     queries, made = clustered(100, 2), build(clustered(6_000, 1), np.arange(6_000), IVF(cells=100))

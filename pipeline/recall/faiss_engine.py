@@ -49,12 +49,12 @@ class HNSW:
 
 @dataclass(frozen=True)
 class PQ:
-    """`IVF` over codes of 4 bits for two numbers (Jégou et al., TPAMI 2011; André et al., VLDB 2015); `refined` times
-    as many as asked for are compared exactly."""
+    """`IVF` over 4 bits a number, of the difference to the cell's centre (Jégou et al., TPAMI 2011; André et al., VLDB
+    2015); `refined` times as many as asked for are compared exactly."""
 
     cells: int = 0
     probed: int = 0
-    refined: int = 8
+    refined: int = 4
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,10 @@ def _empty(recipe: Recipe, dimension: int) -> faiss.Index:
             return graph
         case PQ():
             centres = faiss.IndexFlatIP(dimension)
-            codes = dimension // 2 if dimension % 2 == 0 else dimension
-            coded = faiss.IndexIVFPQFastScan(centres, dimension, recipe.cells, codes, BITS, faiss.METRIC_INNER_PRODUCT)
+            coded = faiss.IndexIVFPQFastScan(
+                centres, dimension, recipe.cells, dimension, BITS, faiss.METRIC_INNER_PRODUCT
+            )
+            coded.by_residual = True
             _train_briefly(coded)
             return faiss.IndexRefineFlat(coded)
         case LSH():

@@ -7,7 +7,7 @@ with the one number that says how much is looked at, so that its least sufficien
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, stdev
 
@@ -17,10 +17,11 @@ from pipeline.lake import InputError
 from pipeline.recall.faiss_engine import HNSW, IVF, PQ, FaissEngine, Flat
 from pipeline.recall.index import KINDS, Floats, Index, Integers, Nearest, Recipe, build, numbered
 
-SMALL = 20_000
+SMALL, SAMPLE = 20_000, 100_000
+SLOWER = 3.0
 STEP = 1.1
 BROADEST = 4_096
-REFINED = (2, 4, 8, 16)
+REFINED = (2, 4, 8)
 TRIED: tuple[Recipe, ...] = (PQ(), IVF(), HNSW())
 ROUNDS, LONGEST = 3, 0.5
 
@@ -60,23 +61,42 @@ def choose(
     """What kinds come to as indexes of vectors (N, D) under `ids` (N,), the fastest for one query at a time first.
 
     All have a recall@k that lies above `gate` by a standard error over the queries (Q, D). Fewer than 20,000 vectors
-    are compared one by one, with nothing else tried. Between kinds of nearly the same speed chance decides.
+    are compared one by one, with nothing else tried. Of more than 200,000 a sample of 100,000 is tried first, and a
+    kind that is three times as slow there as another is not built for all. Between kinds of nearly the
+    same speed chance decides.
     """
     flat = build(vectors, ids, Flat(), model=model)
     if len(flat) < SMALL or not len(queries):
         return [Trial(flat, 1.0, 0.0, 0.0)]
-    exact, _ = flat.search(queries, k)
-    trials = [Trial(flat, 1.0, seconds_alone(lambda one: flat.search(one, k), queries), 0.0)]
     vectors, ids, _ = numbered(vectors, ids)
-    for recipe in TRIED:
+    tried = TRIED
+    if len(ids) > 2 * SAMPLE:
+        some = np.random.default_rng(0).permutation(len(ids))[:SAMPLE]
+        few = build(vectors[some], ids[some], Flat())
+        rough = measured(vectors[some], ids[some], TRIED, few, queries, k, gate)
+        slowest = SLOWER * min((trial.seconds for trial in rough), default=0.0)
+        kept = {type(trial.index.engine.recipe) for trial in rough if trial.seconds <= slowest}
+        tried = tuple(recipe for recipe in TRIED if type(recipe) in kept)
+    alone = seconds_alone(lambda one: flat.search(one, k), queries)
+    trials = measured(vectors, ids, tried, flat, queries, k, gate)
+    return sorted([Trial(flat, 1.0, alone, 0.0), *trials], key=lambda trial: trial.seconds)
+
+
+def measured(
+    vectors: Floats, ids: Integers, recipes: Sequence[Recipe], flat: Index, queries: Floats, k: int, gate: float
+) -> list[Trial]:
+    """What recipes come to where they pass the gate, `flat` being the exact index of the same vectors."""
+    exact, _ = flat.search(queries, k)
+    trials = []
+    for recipe in recipes:
         begun = time.perf_counter()
-        made = replace(build(vectors, ids, recipe, model=model), left_out=flat.left_out)
+        made = replace(build(vectors, ids, recipe, model=flat.model), left_out=flat.left_out)
         taken = time.perf_counter() - begun
         for index in sufficient(made, queries, exact, gate):
             recall = mean(recalls(index, queries, exact))
             alone = seconds_alone(lambda one, index=index: index.search(one, k), queries)  # type: ignore[misc]
             trials.append(Trial(index, recall, alone, taken))
-    return sorted(trials, key=lambda trial: trial.seconds)
+    return trials
 
 
 def sufficient(made: Index, queries: Floats, exact: Integers, gate: float, *, errors: float = 1.0) -> Iterator[Index]:
