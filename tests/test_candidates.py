@@ -206,6 +206,24 @@ def test_an_empty_route_is_said_and_the_others_fill_its_place(
     assert tables["merged"].group_by("request").len()["len"].median() == 30
 
 
+def test_a_route_whose_index_is_of_another_model_is_empty_counted_and_said(
+    features: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit = two_tower.fit
+
+    def older_index(snapshot: object, folder: Path, *, model: Path) -> None:
+        fit(snapshot, folder, model=model)
+        header = json.loads((folder / two_tower.INDEX / "index.json").read_text())
+        (folder / two_tower.INDEX / "index.json").write_text(json.dumps({**header, "model": "older"}))
+
+    monkeypatch.setattr(two_tower, "fit", older_index)
+    metrics, tables = run(features, model, tmp_path / "out")
+    assert "the route two_tower is empty" in caplog.text
+    assert "holds the vectors of model older" in caplog.text
+    assert metrics["empty_two_tower"] == metrics["requests"]
+    assert tables["merged"].group_by("request").len()["len"].to_list() == [30] * int(metrics["requests"])
+
+
 def test_an_unknown_route_and_an_empty_slice_are_named(features: Path, model: Path, tmp_path: Path) -> None:
     for key, value in (("routes", ("hot", "magic")), ("quota", {"magic": 3}), ("options", {"magic": {}})):
         with pytest.raises(InputError, match=rf"recall\.{key}: 'magic' is unknown; there are hot, "):

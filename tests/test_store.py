@@ -257,3 +257,12 @@ def test_events_carry_their_domain(store):
     ]
     np.testing.assert_array_equal(codes, np.concatenate(events) + 1)
     assert set(np.unique(codes)) == {0, 1, 2, 3}
+
+
+def test_users_without_items_are_the_rows_of_no_item_without_numbers(store):
+    user, _, domain, time = asked(store)
+    rows = store.rows(user, np.zeros_like(user), domain, time)
+    told = store.users_at(user, domain, time)
+    assert told.numbers.shape == (500, 0)
+    assert_equal(replace(rows, numbers=rows.numbers[:, :0]), told)
+    assert_equal(told.take(slice(3, 9)), store.users_at(user[3:9], domain[3:9], time[3:9]))

@@ -100,6 +100,56 @@ def test_the_route_finds_the_nearest_items(features: Path, trained: Path, tmp_pa
     assert sorted(everything["item"].to_list()) == known.tolist()
 
 
+def asked(users: list[int], domains: list[int]) -> pl.DataFrame:
+    schema = {"request": pl.UInt32, "user": pl.Int32, "domain": pl.Int16}
+    return pl.DataFrame({"request": range(len(users)), "user": users, "domain": domains}, schema=schema)
+
+
+def test_an_unknown_domain_gets_nothing_and_users_are_what_full_rows_say(
+    features: Path, trained: Path, tmp_path: Path
+) -> None:
+    store = FeatureStore.open(features)
+    snapshot = take(store, store.slices["test"], "click")
+    two_tower.fit(snapshot, tmp_path, model=trained)
+    found = ask(two_tower, tmp_path, snapshot, asked([3, 4, 5], [1, -1, 2]), 7)
+    assert found["request"].to_list() == [0] * 7 + [2] * 7
+    assert ask(two_tower, tmp_path, snapshot, asked([4], [-1]), 7).is_empty()
+
+    model, encoder = two_tower.load_model(trained, store.schema), Encoder(store)
+    user, domain, time = np.array([0, 3, 5]), np.array([0, 1, 2]), np.full(3, snapshot.time)
+    full = two_tower.user_vectors(model, encoder, store.rows(user, np.zeros(3, np.int32), domain, time))
+    np.testing.assert_array_equal(two_tower.user_vectors(model, encoder, store.users_at(user, domain, time)), full)
+
+
+def test_an_item_without_a_vector_is_left_out(
+    features: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FeatureStore.open(features)
+    snapshot = take(store, store.slices["test"], "click")
+    vectors, broken = two_tower.item_vectors, int(snapshot.items["item"][4])
+
+    def some_broken(*given: object) -> np.ndarray:
+        found = vectors(*given)
+        found[broken] = np.nan
+        return found
+
+    monkeypatch.setattr(two_tower, "item_vectors", some_broken)
+    two_tower.fit(snapshot, tmp_path, model=trained)
+    found = ask(two_tower, tmp_path, snapshot, asked([5], [1]), 500)
+    assert sorted(found["item"].to_list()) == [item for item in snapshot.items["item"].to_list() if item != broken]
+
+
+def test_an_index_of_another_model_is_refused(features: Path, trained: Path, tmp_path: Path) -> None:
+    store = FeatureStore.open(features)
+    two_tower.fit(take(store, store.slices["test"], "click"), tmp_path, model=trained)
+    torch.manual_seed(1)
+    settings = json.loads((tmp_path / two_tower.SETTINGS).read_text())
+    another = two_tower.make(store.schema, settings["width"], settings["content"])
+    two_tower.save(another, tmp_path, settings)
+    with pytest.raises(InputError, match="holds the vectors of model"):
+        two_tower.load(tmp_path, store)
+
+
 def test_a_task_without_a_positive_is_named(features: Path, tmp_path: Path) -> None:
     change_log(features, tmp_path, lambda day: day.with_columns(convert=pl.lit(0, pl.Int8)))
     with pytest.raises(InputError, match="convert = 1"):

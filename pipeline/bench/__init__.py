@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.bench import ann, features, loader, merge, recall, scale, similar_items, train
+from pipeline.bench import ann, features, loader, merge, recall, routes, scale, similar_items, train
 
 Bench = tuple[Callable[..., dict[str, float]], dict[str, Any]]
 
@@ -16,6 +16,7 @@ BENCHES: dict[str, Bench] = {
     "scale": (scale.bench, {"events": 50_000, "days": 10, "parts": 2}),
     "recall": (recall.bench, {"users": 2_000, "impressions": 30_000}),
     "ann": (ann.bench, {"vectors": 20_000}),
+    "routes": (routes.bench, {"users": 2_000, "items": 5_000, "impressions": 30_000, "requests": 200}),
     "item_cf": (similar_items.bench_item_cf, {"interactions": 100_000}),
     "swing": (similar_items.bench_swing, {"interactions": 100_000}),
     "merge": (merge.bench, {"requests": 200}),

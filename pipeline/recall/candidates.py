@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,7 +48,7 @@ from pipeline.recall import (
     youtube_dnn,
 )
 from pipeline.recall.merge import snake_merge
-from pipeline.recall.route import NOTHING, Requests, only
+from pipeline.recall.route import NOTHING, Found, Requests, Route, only
 from pipeline.recall.snapshot import Snapshot, take
 
 ROUTES: dict[str, ModuleType] = {
@@ -249,7 +250,7 @@ def ask(
         folder.mkdir()
         model = {"model": models[route]} if route in models else {}
         counted = ROUTES[route].fit(snapshot, folder, **model, **options(settings, route, "fit"))
-        answer = ROUTES[route].load(folder, snapshot.store).recall(known, k)
+        answer = opened(route, folder, snapshot.store).recall(known, k)
         kept = only(answer, there)
         found = kept.frame(requests["request"])
         told[route] = counted or {}
@@ -260,6 +261,23 @@ def ask(
             logging.getLogger(__name__).warning("the route %s recalled nothing; the others fill its place", route)
         parts.append(found.select("request", "item", pl.lit(route).alias("route"), "rank", "score"))
     return pl.concat(parts), told
+
+
+@dataclass(frozen=True)
+class Empty:
+    """What stands for a route whose files cannot be used."""
+
+    def recall(self, requests: Requests, k: int) -> Found:  # noqa: ARG002
+        return Found(np.zeros((len(requests), 0), np.int32), np.zeros((len(requests), 0), np.float32))
+
+
+def opened(route: str, folder: Path, store: FeatureStore) -> Route:
+    """The route fitted into a folder; one that recalls nothing, and a warning, where its files cannot be used."""
+    try:
+        return ROUTES[route].load(folder, store)  # type: ignore[no-any-return]
+    except InputError as error:
+        logging.getLogger(__name__).warning("the route %s is empty: %s", route, error)
+        return Empty()
 
 
 def requests_of(

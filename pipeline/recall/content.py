@@ -10,29 +10,33 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.features.store import FeatureStore
 from pipeline.recall import index as nearest
+from pipeline.recall import index_choice
 from pipeline.recall.neighbours import latest
 from pipeline.recall.route import NOTHING, Found, Requests, Route, best
 from pipeline.recall.snapshot import Snapshot
 
-INDEX = "index.faiss"
+INDEX = "index"
 Vectors = npt.NDArray[np.float32]
 
 
-def fit(snapshot: Snapshot, folder: Path, *, index: nearest.Kind = "flat") -> dict[str, int]:
-    """Write the index of the available items' vectors; returns how many have none or one with NaN, which are left
-    out."""
+def fit(snapshot: Snapshot, folder: Path, *, index: str = "auto") -> dict[str, int]:
+    """Write the index of the available items' vectors; returns how many have none or one with NaN, which are left out.
+
+    `index` is what `index_choice.make` says."""
     vectors = usable(snapshot.store, "items")
     ids = snapshot.items["item"].to_numpy()
     there = ids[vectors[ids].any(axis=1)] if vectors.shape[1] else ids[:0]
     if missing := len(ids) - len(there):
         logging.getLogger(__name__).warning("%s of %s items have no usable content", missing, len(ids))
-    nearest.save(nearest.build(vectors[there].reshape(-1, max(1, vectors.shape[1])), there, index), folder / INDEX)
+    queries = means(Requests.sample(snapshot, index_choice.QUERIES), vectors, usable(snapshot.store, "users"))
+    own, asking = (each.reshape(-1, max(1, vectors.shape[1])) for each in (vectors[there], queries))
+    (folder / INDEX).mkdir()
+    index_choice.make(own, there, index, asking, model="", name=Path(__file__).stem).save(folder / INDEX)
     return {"without_content": missing}
 
 
@@ -52,35 +56,36 @@ def usable(store: FeatureStore, side: str) -> Vectors:
 class Content:
     """The index, and the vectors (I, D) of all items and (U, D) of users, or (U, 0) where they have none."""
 
-    index: faiss.Index
+    index: nearest.Nearest
     items: Vectors
     users: Vectors
 
     def recall(self, requests: Requests, k: int) -> Found:
         """The `k` items nearest by cosine to the mean of the user's last 50, the newest counting 1, the one before 1/√2
         …; or, where these have no vector, to his own vector. Those already taken are left out."""
-        mean = self.means(requests)
+        mean = means(requests, self.items, self.users)
         known = np.flatnonzero(mean.any(axis=1))
-        if not len(known) or not self.index.ntotal:
+        if not len(known) or not len(self.index):
             return Found(np.zeros((len(requests), 0), np.int32), np.zeros((len(requests), 0), np.float32))
         taken = np.diff(requests.offsets)
-        ids, scores = nearest.search(self.index, mean[known], min(k + int(taken[known].max()), self.index.ntotal))
+        ids, scores = self.index.search(mean[known], min(k + int(taken[known].max()), len(self.index)))
         pairs = requests.row << 32 | requests.items
         row = np.repeat(known, ids.shape[1]).reshape(ids.shape)
         new = (ids != NOTHING) & ~np.isin(row << 32 | ids, pairs)
         return best(row[new], ids[new], scores[new], requests=len(requests), k=k)
 
-    def means(self, requests: Requests) -> Vectors:
-        """The direction (R, D) of each request's user, of length 1, or zeros where nothing tells it."""
-        row, item, back = latest(requests, len(self.items))
-        mean = np.zeros((len(requests), self.items.shape[1]))
-        np.add.at(mean, row, self.items[item] * (back**-0.5)[:, None])
-        if self.users.shape[1]:
-            own = self.users[np.where(requests.user < len(self.users), requests.user, 0)]
-            mean = np.where(mean.any(axis=1, keepdims=True), mean, own)
-        length = np.linalg.norm(mean, axis=1, keepdims=True)
-        unit: Vectors = (mean / np.maximum(length, np.finfo(np.float32).tiny)).astype(np.float32)
-        return unit
+
+def means(requests: Requests, items: Vectors, users: Vectors) -> Vectors:
+    """The direction (R, D) of each request's user, of length 1, or zeros where nothing tells it."""
+    row, item, back = latest(requests, len(items))
+    mean = np.zeros((len(requests), items.shape[1]))
+    np.add.at(mean, row, items[item] * (back**-0.5)[:, None])
+    if users.shape[1]:
+        own = users[np.where(requests.user < len(users), requests.user, 0)]
+        mean = np.where(mean.any(axis=1, keepdims=True), mean, own)
+    length = np.linalg.norm(mean, axis=1, keepdims=True)
+    unit: Vectors = (mean / np.maximum(length, np.finfo(np.float32).tiny)).astype(np.float32)
+    return unit
 
 
 def load(folder: Path, store: FeatureStore) -> Route:

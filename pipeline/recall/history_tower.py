@@ -1,5 +1,5 @@
 """What the routes share whose tower reads a user's history alone (`models.sequential`): training on packed histories,
-and a Faiss index asked with each of a user's vectors.
+and an index asked with each of a user's vectors.
 
 All events of a history are trained on at once, each by what came before it. The vectors are made when they are asked
 for, from the history that the request brings, so that an event counts with the next request. What was taken is not
@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -26,18 +25,19 @@ from torch import Tensor, nn
 
 from models.sequential import HistoryTower
 from pipeline.features.store import FeatureStore
-from pipeline.lake import InputError, write_json
+from pipeline.lake import InputError, hash_file, write_json
 from pipeline.ranking.fit import Log
 from pipeline.ranking.fit import fit as fit_model
 from pipeline.recall import index as nearest
-from pipeline.recall import losses
+from pipeline.recall import index_choice, losses
+from pipeline.recall.faiss_engine import Flat
 from pipeline.recall.item_matrix import Engagements
 from pipeline.recall.markov import transitions
 from pipeline.recall.route import NOTHING, Found, Requests, best
 from pipeline.recall.sampling import Cut, Sampler
 from pipeline.recall.snapshot import Snapshot, take
 
-WEIGHTS, SETTINGS, INDEX = "model.safetensors", "tower.json", "index.faiss"
+WEIGHTS, SETTINGS, INDEX = "model.safetensors", "tower.json", "index"
 MINUTE = 60_000_000
 VALIDATION_USERS = 2_000
 CUTOFF = 50
@@ -205,7 +205,7 @@ def train(
 
     def validate(model: nn.Module) -> dict[str, float]:
         assert isinstance(model, HistoryTower)
-        asked = Tower(model, index_of(model, known.catalogue, "flat"), training.length)
+        asked = Tower(model, nearest.build(*vectors_of(model, known.catalogue), Flat()), training.length)
         found = asked.recall(known.held_out, CUTOFF)
         hits = found.items == known.target[:, None]
         gain = hits / np.log2(np.arange(hits.shape[1]) + 2)
@@ -263,12 +263,19 @@ def samples(
     return epoch
 
 
-def fit(snapshot: Snapshot, folder: Path, make: Make, *, model: Path, index: nearest.Kind) -> None:
-    """Write the index of the available items' vectors, and the model beside it."""
+def fit(snapshot: Snapshot, folder: Path, make: Make, *, route: str, model: Path, index: str) -> None:
+    """Write the index of the available items' vectors, as `index_choice.make` says, and the model beside it."""
     for name in (WEIGHTS, SETTINGS):
         shutil.copyfile(model / name, folder / name)
-    tower, _ = load_model(folder, make)
-    nearest.save(index_of(tower, snapshot.items["item"].to_numpy(), index), folder / INDEX)
+    tower, settings = load_model(folder, make)
+    vectors, ids = vectors_of(tower, snapshot.items["item"].to_numpy())
+    history = known_items(Requests.sample(snapshot, index_choice.QUERIES), len(tower.item_vectors()))
+    asking = np.flatnonzero(np.diff(history.offsets))
+    queries = interests(tower, history, asking, settings["length"]) if len(asking) else vectors[:0]
+    queries = queries.reshape(-1, vectors.shape[1])
+    made = index_choice.make(vectors, ids, index, queries, model=hash_file(folder / WEIGHTS), name=route)
+    (folder / INDEX).mkdir()
+    made.save(folder / INDEX)
 
 
 def spectral(known: Known, width: int) -> npt.NDArray[np.float32]:
@@ -298,7 +305,7 @@ class Tower:
     """A trained tower that reads the last `length` events, and the index of its items' vectors."""
 
     model: HistoryTower
-    index: faiss.Index
+    index: nearest.Nearest
     length: int
 
     def recall(self, requests: Requests, k: int) -> Found:
@@ -311,7 +318,7 @@ class Tower:
             return Found(np.zeros((len(requests), 0), np.int32), np.zeros((len(requests), 0), np.float32))
         vectors = interests(self.model, history, asking, self.length)
         most = k + int(np.diff(history.offsets).max())
-        ids, scores = nearest.search(self.index, vectors.reshape(-1, vectors.shape[2]), most)
+        ids, scores = self.index.search(vectors.reshape(-1, vectors.shape[2]), most)
         row = np.repeat(asking, vectors.shape[1] * most)
         item, score = ids.ravel(), scores.ravel()
         key = row * size + item
@@ -327,7 +334,7 @@ class Tower:
 def load(folder: Path, make: Make) -> Tower:
     model, settings = load_model(folder, make)
     width = model.item_vectors().shape[1]
-    return Tower(model, nearest.load(folder / INDEX, width), settings["length"])
+    return Tower(model, nearest.load(folder / INDEX, width, hash_file(folder / WEIGHTS)), settings["length"])
 
 
 def save(model: HistoryTower, folder: Path, settings: dict[str, Any]) -> None:
@@ -376,11 +383,11 @@ def interests(model: HistoryTower, history: Requests, asking: Integers, length: 
 
 
 @torch.inference_mode()
-def index_of(model: HistoryTower, items: Integers, kind: nearest.Kind) -> faiss.Index:
-    """An index of the vectors of those of the items that the model knows."""
+def vectors_of(model: HistoryTower, items: Integers) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """The vectors (N, D) and numbers (N,) of those of the items that the model knows."""
     vectors = model.item_vectors().float().numpy()
-    ids = items[items < len(vectors)]
-    return nearest.build(vectors[ids], ids, kind)
+    ids = items[items < len(vectors)].astype(np.int64)
+    return vectors[ids], ids
 
 
 def known_items(requests: Requests, size: int) -> Requests:

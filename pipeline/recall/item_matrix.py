@@ -90,9 +90,9 @@ def _sum_and_hold(history, offsets, recent, decay, data, indices, indptr, keys):
 
 
 def load(folder: Path, store: FeatureStore) -> Route:  # noqa: ARG001
-    data, indices, indptr = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in PARTS)
+    data, indices, indptr = (np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in PARTS)
     settings = json.loads((folder / SETTINGS).read_text())
-    return ItemMatrix(data, indices, np.asarray(indptr), settings["decay"], settings["recent"])
+    return ItemMatrix(data, indices, indptr, settings["decay"], settings["recent"])
 
 
 def save(weights: sp.csr_array, folder: Path, *, decay: float, recent: int) -> None:

@@ -107,7 +107,8 @@ def save(table: sp.csr_array, folder: Path) -> None:
 
 
 def load(folder: Path) -> Table:
-    return Table(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in PARTS))
+    """Map a table into memory, as plain arrays: each slice of a `np.memmap` costs more than what is done with it."""
+    return Table(*(np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in PARTS))
 
 
 def _taken(

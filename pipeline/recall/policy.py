@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -29,18 +28,22 @@ from torch.nn.functional import cross_entropy
 
 from models.policy import Policy, correction
 from pipeline.features.store import FeatureStore
-from pipeline.lake import InputError, write_json
+from pipeline.lake import InputError, hash_file, write_json
 from pipeline.ranking.batches import Batch
 from pipeline.ranking.fit import fit as fit_model
 from pipeline.recall import index as nearest
+from pipeline.recall import index_choice
+from pipeline.recall.faiss_engine import Flat
 from pipeline.recall.histories import Histories, Reader, first_of_each_user, hit_share, sampler_of_all
 from pipeline.recall.route import Found, Requests, Route
 from pipeline.recall.snapshot import Snapshot, take
 from pipeline.recall.two_tower import CUTOFF, VALIDATION_USERS
 
-WEIGHTS, SETTINGS, INDEX = "model.safetensors", "policy.json", "index.faiss"
+WEIGHTS, SETTINGS, INDEX = "model.safetensors", "policy.json", "index"
 HORIZON = 20
 CHUNK = 8_192
+
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def train(
 
     def validate(model: nn.Module) -> dict[str, float]:
         assert isinstance(model, Policy)
-        found = Greedy(model, reader, index_of(model, reader, later, "flat")).answer(asked, CUTOFF)
+        found = Greedy(model, reader, nearest.build(*vectors_of(model, reader, later), Flat())).answer(asked, CUTOFF)
         return {f"recall_{CUTOFF}": hit_share(found, wanted)}
 
     fitted = fit_model(
@@ -139,13 +142,17 @@ def train(
     return {"rewarded": int((reward > 0).sum()), "epoch": fitted.epoch, **fitted.metrics}
 
 
-def fit(snapshot: Snapshot, folder: Path, *, model: Path, index: nearest.Kind = "flat") -> None:
-    """Write the index of the available items' vectors, and the model beside it."""
+def fit(snapshot: Snapshot, folder: Path, *, model: Path, index: str = "auto") -> None:
+    """Write the index of the available items' vectors, as `index_choice.make` says, and the model beside it."""
     for name in (WEIGHTS, SETTINGS):
         shutil.copyfile(model / name, folder / name)
     policy = load_model(folder, snapshot.store)
     reader = Reader.of(snapshot.store, len(policy.state.recency))
-    nearest.save(index_of(policy, reader, snapshot, index), folder / INDEX)
+    vectors, ids = vectors_of(policy, reader, snapshot)
+    queries = users_of(policy, reader, Histories.of(Requests.sample(snapshot, index_choice.QUERIES)))
+    fingerprint = hash_file(folder / WEIGHTS)
+    (folder / INDEX).mkdir()
+    index_choice.make(vectors, ids, index, queries, model=fingerprint, name="policy").save(folder / INDEX)
 
 
 @dataclass(frozen=True)
@@ -154,25 +161,21 @@ class Greedy:
 
     model: Policy
     reader: Reader
-    index: faiss.Index
+    index: nearest.Nearest
 
     def recall(self, requests: Requests, k: int) -> Found:
         """The `k` items that π holds likeliest for each request, scored by the logit."""
         return self.answer(Histories.of(requests), k)
 
-    @torch.inference_mode()
     def answer(self, histories: Histories, k: int) -> Found:
-        chunks = range(0, len(histories), CHUNK)
-        vectors = [self.model.users(self.reader(histories.take(slice(at, at + CHUNK))))[0].numpy() for at in chunks]
-        width = self.index.d
-        ids, scores = nearest.search(self.index, np.concatenate([np.zeros((0, width), np.float32), *vectors]), k)
+        ids, scores = self.index.search(users_of(self.model, self.reader, histories), k)
         return Found(ids.astype(np.int32), scores)
 
 
 def load(folder: Path, store: FeatureStore) -> Route:
     model = load_model(folder, store)
     reader = Reader.of(store, len(model.state.recency))
-    return Greedy(model, reader, nearest.load(folder / INDEX, model.item_net.out_features))
+    return Greedy(model, reader, nearest.load(folder / INDEX, model.item_net.out_features, hash_file(folder / WEIGHTS)))
 
 
 def load_model(folder: Path, store: FeatureStore) -> Policy:
@@ -184,11 +187,19 @@ def load_model(folder: Path, store: FeatureStore) -> Policy:
 
 
 @torch.inference_mode()
-def index_of(model: Policy, reader: Reader, snapshot: Snapshot, kind: nearest.Kind) -> faiss.Index:
-    """The index of the available items' vectors."""
-    ids = snapshot.items["item"].to_numpy()
-    place = torch.tensor(ids).long()
-    return nearest.build(model.item_vectors(reader.codes[place], reader.content[place]).numpy(), ids, kind)
+def vectors_of(model: Policy, reader: Reader, snapshot: Snapshot) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """The vectors (N, D) and numbers (N,) of the available items."""
+    ids = snapshot.items["item"].to_numpy().astype(np.int64)
+    place = torch.from_numpy(ids)
+    return model.item_vectors(reader.codes[place], reader.content[place]).numpy(), ids
+
+
+@torch.inference_mode()
+def users_of(model: Policy, reader: Reader, histories: Histories) -> Floats:
+    """The users' vectors (R, D), a few hundred at a time."""
+    chunks = range(0, len(histories), CHUNK)
+    vectors = [model.users(reader(histories.take(slice(at, at + CHUNK))))[0].numpy() for at in chunks]
+    return np.concatenate([np.zeros((0, model.item_net.out_features), np.float32), *vectors])
 
 
 def log_chosen(user: Tensor, item: Tensor, item_id: Tensor, log_q: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from models.sequential import SelfAttentive
 from pipeline.features.store import FeatureStore
 from pipeline.ranking.fit import Log
 from pipeline.recall import history_tower, losses
-from pipeline.recall import index as nearest
 from pipeline.recall.history_tower import Training
 from pipeline.recall.route import Route
 from pipeline.recall.sampling import HARD
@@ -70,9 +69,9 @@ def train(
     )
 
 
-def fit(snapshot: Snapshot, folder: Path, *, model: Path, index: nearest.Kind = "flat") -> None:
+def fit(snapshot: Snapshot, folder: Path, *, model: Path, index: str = "auto") -> None:
     """Write the index of the available items' vectors, and the model beside it."""
-    history_tower.fit(snapshot, folder, make, model=model, index=index)
+    history_tower.fit(snapshot, folder, make, route="sequential", model=model, index=index)
 
 
 def load(folder: Path, store: FeatureStore) -> Route:  # noqa: ARG001

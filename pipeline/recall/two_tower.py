@@ -1,4 +1,4 @@
-"""R7: the two-tower route, with a Faiss index over the items.
+"""R7: the two-tower route, with an index over the items' vectors.
 
 A row is something that a user engaged with, and the user is described as of just before it. List-wise, its negatives
 are the other rows' items and drawn ones (mixed negative sampling, Yang et al., WWW 2020); by row, drawn ones alone;
@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import faiss
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -21,16 +20,16 @@ from torch import Tensor, nn
 from models.schema import Schema
 from models.two_tower import TwoTower
 from pipeline.features.store import FeatureStore, Rows
-from pipeline.lake import InputError, write_json
+from pipeline.lake import InputError, hash_file, write_json
 from pipeline.ranking.batches import Batch, Encoder
 from pipeline.ranking.fit import fit as fit_model
 from pipeline.recall import index as nearest
-from pipeline.recall import losses
-from pipeline.recall.route import Found, Requests, Route
+from pipeline.recall import index_choice, losses
+from pipeline.recall.route import NOTHING, Found, Requests, Route
 from pipeline.recall.sampling import HARD, Cut, Sampler
 from pipeline.recall.snapshot import Snapshot, available
 
-WEIGHTS, SETTINGS, INDEX = "model.safetensors", "two_tower.json", "index.faiss"
+WEIGHTS, SETTINGS, INDEX = "model.safetensors", "two_tower.json", "index"
 VALIDATION_USERS = 2_000
 CUTOFF = 50
 CHUNK = 8_192
@@ -139,14 +138,24 @@ def train(
     return {"positives": len(rows), "epoch": fitted.epoch, **fitted.metrics}
 
 
-def fit(snapshot: Snapshot, folder: Path, *, model: Path, index: nearest.Kind = "flat") -> None:
-    """Write the index of the available items' vectors, and the model beside it."""
+def fit(snapshot: Snapshot, folder: Path, *, model: Path, index: str = "auto") -> None:
+    """Write the index of the available items' vectors, and the model beside it.
+
+    `index` is what `index_choice.make` says; "auto" is chosen for users of the history, as they ask now.
+    """
     for name in (WEIGHTS, SETTINGS):
         shutil.copyfile(model / name, folder / name)
-    towers = load_model(folder, snapshot.store.schema)
-    vectors = item_vectors(towers, every_item(snapshot.store, Encoder(snapshot.store)))
+    store, encoder = snapshot.store, Encoder(snapshot.store)
+    towers = load_model(folder, store.schema)
+    vectors = item_vectors(towers, every_item(store, encoder))
     ids = snapshot.items["item"].to_numpy()
-    nearest.save(nearest.build(vectors[ids], ids, index), folder / INDEX)
+    asked = Requests.sample(snapshot, index_choice.QUERIES, domains=len(store.schema.domains))
+    queries = user_vectors(towers, encoder, store.users_at(asked.user, asked.domain, asked.time))
+    made = index_choice.make(
+        vectors[ids], ids, index, queries, model=hash_file(folder / WEIGHTS), name=Path(__file__).stem
+    )
+    (folder / INDEX).mkdir()
+    made.save(folder / INDEX)
 
 
 @dataclass(frozen=True)
@@ -154,21 +163,25 @@ class Vectors:
     """A trained two-tower, the index of its items' vectors, and the store that knows the users."""
 
     model: TwoTower
-    index: faiss.Index
+    index: nearest.Nearest
     store: FeatureStore
     encoder: Encoder
 
     def recall(self, requests: Requests, k: int) -> Found:
-        """The `k` items nearest to each user, scored by the cosine."""
-        nobody = np.zeros(len(requests), np.int32)
-        rows = self.store.rows(requests.user, nobody, requests.domain, requests.time)
-        ids, scores = nearest.search(self.index, user_vectors(self.model, self.encoder, rows), k)
-        return Found(ids.astype(np.int32), scores)
+        """The `k` items nearest to each user, scored by the cosine; nothing in an unknown domain."""
+        known = requests.domain >= 0
+        rows = self.store.users_at(requests.user[known], requests.domain[known], requests.time[known])
+        found = Found(np.full((len(known), k), NOTHING, np.int32), np.zeros((len(known), k), np.float32))
+        if len(rows):
+            found.items[known], found.scores[known] = self.index.search(user_vectors(self.model, self.encoder, rows), k)
+        return found
 
 
 def load(folder: Path, store: FeatureStore) -> Route:
+    """Raises `InputError` for an index that does not fit the model beside it."""
     model = load_model(folder, store.schema)
-    return Vectors(model, nearest.load(folder / INDEX, model.embed.table.embedding_dim), store, Encoder(store))
+    index = nearest.load(folder / INDEX, model.embed.table.embedding_dim, hash_file(folder / WEIGHTS))
+    return Vectors(model, index, store, Encoder(store))
 
 
 def make(schema: Schema, width: int, content: int) -> TwoTower:
@@ -234,6 +247,8 @@ def content_width(store: FeatureStore) -> int:
 @torch.inference_mode()
 def user_vectors(model: TwoTower, encoder: Encoder, rows: Rows) -> np.ndarray:
     """The users of N rows: (N, D) float32."""
+    if len(rows) <= CHUNK:
+        return model.user(encoder(rows)).float().numpy()
     parts = [model.user(encoder(rows, index)) for index in torch.split(torch.arange(len(rows)), CHUNK)]
     return torch.cat(parts).float().numpy()
 

@@ -1,0 +1,109 @@
+"""Every route asked by one user at a time, as online, among so many items: milliseconds of each and of all together.
+
+By the wall clock, and by the clock of the thread, which stands still while others have the core: on a busy machine only
+this one tells what a route takes.
+
+The two-tower has first weights: how long it takes does not depend on how good they are. Ease and SLIT are of the 5,000
+most taken items. Left out are routes whose fit walks through all pairs of items, and trained ones but the two-tower.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+
+from pipeline.bench.market import features_of
+from pipeline.config import Recall
+from pipeline.features.store import FeatureStore
+from pipeline.recall import two_tower
+from pipeline.recall.candidates import ROUTES
+from pipeline.recall.route import Requests, Route
+from pipeline.recall.snapshot import Snapshot, take
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "two_tower": {"index": "pq"},
+    "ease": {"most_taken": 5_000},
+    "slit": {"most_taken": 5_000},
+}
+TOO_LONG = ("markov", "graph_filter")
+WARM_UP = 50
+
+
+def bench(
+    users: int = 50_000,
+    items: int = 100_000,
+    impressions: int = 300_000,
+    requests: int = 2_000,
+    k: int = Recall.per_route,
+    threads: int = 1,
+    seed: int = 0,
+) -> dict[str, float]:
+    """p50 and p99 of `requests` users with a history, after loading; torch and Faiss use so many threads."""
+    torch.set_num_threads(threads)
+    faiss.omp_set_num_threads(threads)
+    with (
+        features_of(users=users, items=items, impressions=impressions, seed=seed) as features,
+        tempfile.TemporaryDirectory(prefix="recfunnel-bench-") as place,
+    ):
+        store = FeatureStore.open(features)
+        snapshot = take(store, store.slices["test"], "click")
+        routes = _fitted(snapshot, Path(place), seed)
+        generator = np.random.default_rng(seed)
+        asking = generator.choice(snapshot.history["user"].unique().sort().to_numpy(), requests + WARM_UP)
+        domains = generator.integers(0, len(store.schema.domains), len(asking))
+        together = Requests.of(snapshot, pl.DataFrame({"user": asking, "domain": domains}))
+        taken = 1e3 * np.array([_ask(routes, _alone(together, row), k) for row in range(len(asking))])[WARM_UP:]
+    figures: dict[str, float] = {"items": len(snapshot.items), "history": len(together.items) / len(asking)}
+    for name, column in {**dict(zip(routes, taken.T, strict=True)), "all": taken.sum(axis=2).T}.items():
+        for clock, measured in zip(("ms", "thread_ms"), column, strict=True):
+            for percent in (50, 99):
+                figures[f"{name}_p{percent}_{clock}"] = float(np.percentile(measured, percent))
+    return figures
+
+
+def _fitted(snapshot: Snapshot, place: Path, seed: int) -> dict[str, Route]:
+    torch.manual_seed(seed)
+    content, width = two_tower.content_width(snapshot.store), 32
+    tower = place / "tower"
+    tower.mkdir()
+    made = two_tower.make(snapshot.store.schema, width, content)
+    two_tower.save(made, tower, {"width": width, "content": content})
+    routes: dict[str, Route] = {}
+    for name, route in ROUTES.items():
+        if name in TOO_LONG or (hasattr(route, "train") and name != "two_tower"):
+            continue
+        folder = place / name
+        folder.mkdir()
+        model = {"model": tower} if name == "two_tower" else {}
+        route.fit(snapshot, folder, **model, **OPTIONS.get(name, {}))
+        routes[name] = route.load(folder, snapshot.store)
+    return routes
+
+
+def _alone(requests: Requests, row: int) -> Requests:
+    one, events = slice(row, row + 1), slice(requests.offsets[row], requests.offsets[row + 1])
+    return Requests(
+        user=requests.user[one],
+        domain=requests.domain[one],
+        time=requests.time[one],
+        items=requests.items[events],
+        times=requests.times[events],
+        offsets=np.array([0, events.stop - events.start]),
+    )
+
+
+def _ask(routes: dict[str, Route], request: Requests, k: int) -> npt.NDArray[np.float64]:
+    """Seconds (2, routes): of the wall clock and of the thread's."""
+    moments = [(time.perf_counter(), time.thread_time())]
+    for route in routes.values():
+        route.recall(request, k)
+        moments.append((time.perf_counter(), time.thread_time()))
+    return np.diff(moments, axis=0).T
