@@ -72,7 +72,7 @@ def described(
         tables[side].select(f"{side}_id").write_parquet(folder / f"{side}s.parquet")
     indexes.write(tables["user"], tables["item"], np.zeros(len(tables["item"])), folder)
     schema = Schema(fields=(), numbers=(), sequences=(), labels=(), domains=("home", "shop"))
-    recipe = Recipe((), (), (), (), {}, {})
+    recipe = Recipe((), (), (), (), False, {}, {})
     store = FeatureStore(folder, schema, {}, recipe, columns["user"], columns["item"], {}, {})
     rows = [(user, item, 0, NOW - (len(taken) - place) * DAY // 24, True) for place, (user, item) in enumerate(taken)]
     shown = pl.DataFrame(rows, schema=SHOWN, orient="row")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from day_files import change_log
 from route_tables import ask
 from test_sampling import earlier_run
@@ -60,13 +61,23 @@ def test_training_is_repeatable_and_told_by_epoch(features: Path, trained: Path,
 
 @pytest.mark.parametrize("loss", ["pointwise", "bpr", "hinge", "full"])
 def test_every_loss_trains_it_to_more_than_chance(features: Path, tmp_path: Path, loss: str) -> None:
-    losses: list[float] = []
-    settings = {**SETTINGS, "negatives": None, "epochs": 3, "loss": loss}
-    metrics = two_tower.train(
-        features, tmp_path, positive="click", seed=0, log=lambda told, _: losses.append(told["loss"]), **settings
-    )
-    assert losses[-1] < losses[0]
-    assert metrics["recall_50"] > two_tower.CUTOFF / 150
+    found = []
+    for seed in range(3):
+        losses: list[float] = []
+        settings = {**SETTINGS, "negatives": None, "epochs": 8, "loss": loss}
+        out = tmp_path / str(seed)
+        out.mkdir()
+        metrics = two_tower.train(
+            features,
+            out,
+            positive="click",
+            seed=seed,
+            log=lambda told, _, losses=losses: losses.append(told["loss"]),
+            **settings,
+        )
+        assert losses[-1] < losses[0]
+        found.append(metrics["recall_50"])
+    assert np.mean(found) > 0.4 > two_tower.CUTOFF / 150
 
 
 def test_what_an_earlier_run_cut_is_learnt_from(features: Path, trained: Path, tmp_path: Path) -> None:

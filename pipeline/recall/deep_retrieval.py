@@ -31,11 +31,12 @@ from pipeline.features.store import FeatureStore
 from pipeline.lake import InputError, write_json
 from pipeline.ranking.batches import Batch
 from pipeline.ranking.fit import fit as fit_model
+from pipeline.recall import losses
 from pipeline.recall.histories import Histories, Reader, engagements, first_of_each_user, hit_share, sampler_of_all
 from pipeline.recall.paths import Trie, grouped, ranges, stacked
 from pipeline.recall.route import NOTHING, Found, Requests, Route, best
 from pipeline.recall.snapshot import Snapshot, take
-from pipeline.recall.two_tower import CUTOFF, VALIDATION_USERS, listwise_loss
+from pipeline.recall.two_tower import CUTOFF, VALIDATION_USERS
 
 WEIGHTS, SETTINGS = "model.safetensors", "deep_retrieval.json"
 PARTS = ("paths", "offsets", "items", "vectors")
@@ -111,7 +112,7 @@ def train(
         assert isinstance(model, DeepRetrieval)
         x = model.state(sample.users)
         items = model.item_vectors(reader.codes[sample.item], reader.content[sample.item])
-        chosen = listwise_loss(model.user_vectors(x), items, sample.item, sample.log_q, temperature=temperature)
+        chosen = losses.listwise(model.user_vectors(x), items, sample.item, sample.log_q, temperature=temperature)
         return chosen - model.log_items(x, sample.item[: len(x)]).mean()
 
     later = take(store, store.slices["test"], positive)

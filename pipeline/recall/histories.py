@@ -17,8 +17,8 @@ from models.schema import Schema
 from pipeline.features.store import FeatureStore
 from pipeline.ranking.batches import Batch, entity_codes
 from pipeline.recall.route import Found, Requests
+from pipeline.recall.sampling import Sampler
 from pipeline.recall.snapshot import Snapshot
-from pipeline.recall.two_tower import Sampler
 
 NO_ITEM = 0
 COLUMNS = [pl.col("user", "item").cast(pl.Int32), pl.col("domain").cast(pl.Int16), pl.col("time")]

@@ -66,7 +66,7 @@ class Requests:
 
     @classmethod
     def sample(cls, snapshot: Snapshot, most: int, *, domains: int = 1) -> Requests:
-        """Requests at the snapshot's time of up to `most` users of the history, drawn at random, the domains in turn."""
+        """Requests at the snapshot's time of up to `most` users of the history, at random, the domains in turn."""
         users = np.random.default_rng(0).permutation(snapshot.history["user"].unique(maintain_order=True).to_numpy())
         users = users[:most]
         return cls.of(snapshot, pl.DataFrame({"user": users, "domain": np.arange(len(users)) % domains}))
