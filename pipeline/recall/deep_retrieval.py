@@ -39,7 +39,7 @@ from pipeline.recall.two_tower import CUTOFF, VALIDATION_USERS, listwise_loss
 
 WEIGHTS, SETTINGS = "model.safetensors", "deep_retrieval.json"
 PARTS = ("paths", "offsets", "items", "vectors")
-CONSIDERED = 16
+CONSIDERED = 48
 ROUNDS = 3
 CHUNK, PART = 256, 2_048
 
