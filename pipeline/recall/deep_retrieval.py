@@ -157,7 +157,8 @@ def fit(snapshot: Snapshot, folder: Path, *, model: Path, beam: int = 100) -> No
     histories, item = Histories.before(snapshot, rows), rows["item"].to_numpy()
     laid = lay(network, reader, histories, item, penalty=settings["penalty"]).numpy()
     route = LearntPaths.of(network, reader, laid, snapshot.items["item"].to_numpy(), beam=beam)
-    for name, values in zip(PARTS, (route.trie.codes, route.offsets, route.items, route.vectors), strict=True):
+    parts: list[npt.NDArray[Any]] = [route.trie.codes, route.offsets, route.items, route.vectors]
+    for name, values in zip(PARTS, parts, strict=True):
         np.save(folder / f"{name}.npy", values)
     write_json(folder / SETTINGS, {**settings, "beam": beam})
 
