@@ -40,7 +40,7 @@ from pipeline.recall.two_tower import CUTOFF, VALIDATION_USERS
 
 WEIGHTS, SETTINGS = "model.safetensors", "deep_retrieval.json"
 PARTS = ("paths", "offsets", "items", "vectors")
-CONSIDERED = 16
+CONSIDERED = 48
 ROUNDS = 3
 CHUNK, PART = 256, 2_048
 
@@ -158,7 +158,8 @@ def fit(snapshot: Snapshot, folder: Path, *, model: Path, beam: int = 100) -> No
     histories, item = Histories.before(snapshot, rows), rows["item"].to_numpy()
     laid = lay(network, reader, histories, item, penalty=settings["penalty"]).numpy()
     route = LearntPaths.of(network, reader, laid, snapshot.items["item"].to_numpy(), beam=beam)
-    for name, values in zip(PARTS, (route.trie.codes, route.offsets, route.items, route.vectors), strict=True):
+    parts: list[npt.NDArray[Any]] = [route.trie.codes, route.offsets, route.items, route.vectors]
+    for name, values in zip(PARTS, parts, strict=True):
         np.save(folder / f"{name}.npy", values)
     write_json(folder / SETTINGS, {**settings, "beam": beam})
 
