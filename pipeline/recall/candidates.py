@@ -23,6 +23,7 @@ from pipeline.recall import (
     fresh,
     graph_filter,
     hot,
+    index_choice,
     item_cf,
     markov,
     slit,
@@ -54,7 +55,7 @@ GIVEN = ("model", "positive", "seed", "log", "checkpoints")
 
 
 def check(settings: config.Recall) -> None:
-    """Raise `InputError` for a route that does not exist and for an option that a route does not have."""
+    """Raise `InputError` for a route, an option of a route or an index that does not exist."""
     quota = {} if settings.quota == "auto" else settings.quota
     for key, named in (("routes", settings.routes), ("quota", quota), ("options", settings.options)):
         if unknown := [route for route in named if route not in ROUTES]:
@@ -63,6 +64,8 @@ def check(settings: config.Recall) -> None:
         known = [*keywords(route, "train"), *keywords(route, "fit")]
         if strange := [option for option in given if option not in known]:
             raise InputError(f"recall.options.{route}: there is no {strange[0]!r}; it has {', '.join(known)}")
+        if "index" in given:
+            index_choice.check(given["index"])
 
 
 def trained(settings: config.Recall) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from statistics import mean, stdev
 
 import numpy as np
@@ -30,19 +31,27 @@ def make(vectors: Floats, ids: Integers, how: str, queries: Floats, *, model: st
     """The index of vectors (N, D) under `ids` (N,) that a route's option asks for.
 
     `how`: a kind; or "auto", which is `choose`'s first for queries like these (Q, D); or the address of a Milvus, where
-    the collection is called by the route's `name` and the model's fingerprint. Raises `InputError` for anything else.
+    the collection is called by the route's `name` and the model's fingerprint. Raises `InputError` as `check` does.
     """
+    check(how)
     if how == "auto":
         return choose(vectors, ids, queries, model=model)[0].index
     if how in KINDS:
         return build(vectors, ids, KINDS[how](), model=model)
-    if how.startswith(("http://", "https://")) or how.endswith(".db"):
-        from pipeline.recall import milvus
+    from pipeline.recall import milvus
 
-        return milvus.build(vectors, ids, how, f"{name}_{model}", model=model)
-    raise InputError(
-        f"index {how!r} is unknown; it is auto, {', '.join(KINDS)}, or a Milvus: http://HOST:PORT or a file NAME.db"
-    )
+    return milvus.build(vectors, ids, how, f"{name}_{model}", model=model)
+
+
+def check(how: str) -> None:
+    """Raise `InputError` for what `make` cannot make."""
+    address = how.startswith(("http://", "https://")) or how.endswith(".db")
+    if how != "auto" and how not in KINDS and not address:
+        raise InputError(
+            f"index {how!r} is unknown; it is auto, {', '.join(KINDS)}, or a Milvus: http://HOST:PORT or a file NAME.db"
+        )
+    if address and find_spec("pymilvus") is None:
+        raise InputError(f"index {how!r} needs pymilvus; pip install 'recfunnel[milvus]'")
 
 
 @dataclass(frozen=True)
