@@ -235,6 +235,8 @@ def test_an_unknown_route_and_an_empty_slice_are_named(features: Path, model: Pa
     for option, told in (("loss", "'nowhere' is unknown; it is one of listwise"), ("earlier", "nowhere: no such file")):
         with pytest.raises(InputError, match=rf"recall\.options\.two_tower\.{option}: {told}"):
             candidates.check(replace(SETTINGS, options={"two_tower": {option: "nowhere"}}))
+    with pytest.raises(InputError, match=r"index 'hsnw' is unknown; it is auto, flat, ivf"):
+        candidates.check(replace(SETTINGS, options={"two_tower": {"index": "hsnw"}}))
     store = FeatureStore.open(features)
     change_log(features, tmp_path, lambda day: day.with_columns(click=pl.lit(0, pl.Int8)))
     with pytest.raises(InputError, match=r"no row of the test slice has click = 1; lengthen split.test_days"):

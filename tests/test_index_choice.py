@@ -19,7 +19,7 @@ def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_few_vectors_are_compared_one_by_one() -> None:
     (only,) = index_choice.choose(clustered(1_999, 1), np.arange(1_999), clustered(5, 2))
     assert only.index.engine.recipe == Flat()
-    (only,) = index_choice.choose(clustered(2_500, 1), np.arange(2_500), np.empty((0, 16)))
+    (only,) = index_choice.choose(clustered(2_500, 1), np.arange(2_500), clustered(1, 2))
     assert only.index.engine.recipe == Flat()
 
 

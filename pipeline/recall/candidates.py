@@ -30,6 +30,7 @@ from pipeline.recall import (
     generative,
     graph_filter,
     hot,
+    index_choice,
     item_cf,
     losses,
     markov,
@@ -84,8 +85,8 @@ GIVEN = ("model", "positive", "seed", "log", "checkpoints")
 
 
 def check(settings: config.Recall) -> None:
-    """Raise `InputError` for a route that does not exist, for an option that a route does not have, for an unknown
-    loss, and where the run that a route is to learn from is not there."""
+    """Raise `InputError` for a route, an option of a route, a loss or an index that does not exist, and where the run
+    that a route is to learn from is not there."""
     quota = {} if settings.quota == "auto" else settings.quota
     for key, named in (("routes", settings.routes), ("quota", quota), ("options", settings.options)):
         if unknown := [route for route in named if route not in ROUTES]:
@@ -97,6 +98,8 @@ def check(settings: config.Recall) -> None:
         if "loss" in given:
             losses.check(route, given["loss"])
         reads(settings, route)
+        if "index" in given:
+            index_choice.check(given["index"])
 
 
 def trained(settings: config.Recall) -> list[str]:

@@ -177,7 +177,7 @@ def _on_gpu(index: faiss.Index, recipe: Recipe) -> faiss.Index:
     """A copy on the GPU, if there is one and it knows the kind; else the index itself."""
     if not isinstance(recipe, Flat | IVF) or not faiss.get_num_gpus():
         return index
-    return faiss.index_cpu_to_all_gpus(index)
+    return faiss.index_cpu_to_gpus_list(index, ngpu=1)
 
 
 @contextmanager

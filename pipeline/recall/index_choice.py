@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from statistics import mean, stdev
 
 import numpy as np
@@ -30,19 +31,27 @@ def make(vectors: Floats, ids: Integers, how: str, queries: Floats, *, model: st
     """The index of vectors (N, D) under `ids` (N,) that a route's option asks for.
 
     `how`: a kind; or "auto", which is `choose`'s first for queries like these (Q, D); or the address of a Milvus, where
-    the collection is called by the route's `name` and the model's fingerprint. Raises `InputError` for anything else.
+    the collection is called by the route's `name` and the model's fingerprint. Raises `InputError` as `check` does.
     """
+    check(how)
     if how == "auto":
         return choose(vectors, ids, queries, model=model)[0].index
     if how in KINDS:
         return build(vectors, ids, KINDS[how](), model=model)
-    if how.startswith(("http://", "https://")) or how.endswith(".db"):
-        from pipeline.recall import milvus
+    from pipeline.recall import milvus
 
-        return milvus.build(vectors, ids, how, f"{name}_{model}", model=model)
-    raise InputError(
-        f"index {how!r} is unknown; it is auto, {', '.join(KINDS)}, or a Milvus: http://HOST:PORT or a file NAME.db"
-    )
+    return milvus.build(vectors, ids, how, f"{name}_{model}", model=model)
+
+
+def check(how: str) -> None:
+    """Raise `InputError` for what `make` cannot make."""
+    address = how.startswith(("http://", "https://")) or how.endswith(".db")
+    if how != "auto" and how not in KINDS and not address:
+        raise InputError(
+            f"index {how!r} is unknown; it is auto, {', '.join(KINDS)}, or a Milvus: http://HOST:PORT or a file NAME.db"
+        )
+    if address and find_spec("pymilvus") is None:
+        raise InputError(f"index {how!r} needs pymilvus; pip install 'recfunnel[milvus]'")
 
 
 @dataclass(frozen=True)
@@ -61,14 +70,14 @@ def choose(
     """What kinds come to as indexes of vectors (N, D) under `ids` (N,), the fastest for one query at a time first.
 
     All have a recall@k that lies above `gate` by a standard error over the queries (Q, D). Fewer than 20,000 vectors
-    are compared one by one, with nothing else tried. Of more than 200,000 a sample of 100,000 is tried first, and a
-    kind that is three times as slow there as another is not built for all. Between kinds of nearly the
-    same speed chance decides.
+    are compared one by one, with nothing else tried, and so are all where there are not two queries. Of more than
+    200,000 a sample of 100,000 is tried first, and a kind that is three times as slow there as another is not built for
+    all. Between kinds of nearly the same speed chance decides.
     """
-    flat = build(vectors, ids, Flat(), model=model)
-    if len(flat) < SMALL or not len(queries):
+    vectors, ids, broken = numbered(vectors, ids)
+    flat = replace(build(vectors, ids, Flat(), model=model), left_out=broken)
+    if len(flat) < SMALL or len(queries) < 2:
         return [Trial(flat, 1.0, 0.0, 0.0)]
-    vectors, ids, _ = numbered(vectors, ids)
     tried = TRIED
     if len(ids) > 2 * SAMPLE:
         some = np.random.default_rng(0).permutation(len(ids))[:SAMPLE]
