@@ -12,13 +12,15 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 from torch import Tensor
 
+from models import processes
+
 Item = TypeVar("Item")
 
 
 def progress(items: Iterable[Item], what: str, *, total: int | None = None) -> Iterator[Item]:
     """The items, behind a bar that vanishes when they are done; silent where nobody is looking."""
     console = Console(stderr=True)
-    yield from track(items, what, total=total, transient=True, console=console, disable=not console.is_terminal)
+    yield from track(items, what, total=total, transient=True, console=console, disable=_silent(console))
 
 
 class Speed(ProgressColumn):
@@ -44,7 +46,11 @@ def training(what: str, *, steps: int, rows: int | None, done: int) -> Iterator[
         TextColumn("loss {task.fields[loss]:.4f}"),
         TimeRemainingColumn(),
     )
-    line = Progress(*what_is_told, transient=True, console=console, disable=not console.is_terminal)
+    line = Progress(*what_is_told, transient=True, console=console, disable=_silent(console))
     with line:
         task = line.add_task(what, total=steps, completed=done, loss=math.nan)
         yield lambda loss: line.update(task, advance=1, loss=loss)
+
+
+def _silent(console: Console) -> bool:
+    return not console.is_terminal or processes.place() > 0
