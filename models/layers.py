@@ -56,7 +56,8 @@ class Numbers(nn.Module):
 class Standardise(nn.Module):
     """(z − E) / √(Var + ε), by the batch's statistics of each group of rows in training, by running ones when scoring.
 
-    The batch is that of all processes. A group with fewer than two rows in a batch uses its running statistics, and leaves them, in training too.
+    The batch is that of all processes. A group with fewer than two rows in a batch uses its running statistics, and
+    leaves them, in training too.
     """
 
     mean: Tensor
@@ -81,7 +82,9 @@ class Standardise(nn.Module):
         self, z: Float[Tensor, "B D"], group: Int[Tensor, " B"]
     ) -> tuple[Float[Tensor, "groups D"], Float[Tensor, "groups D"]]:
         groups = len(self.mean)
-        summed = torch.cat([segment_sum(torch.ones_like(z[:, :1]), group, groups), segment_sum(z, group, groups)], dim=1)
+        summed = torch.cat(
+            [segment_sum(torch.ones_like(z[:, :1]), group, groups), segment_sum(z, group, groups)], dim=1
+        )
         count, mean = processes.total(summed).split([1, z.shape[1]], dim=1)
         mean = mean / count.clamp(min=1)
         squares = segment_sum((z - mean.index_select(0, group)).square(), group, groups)

@@ -54,6 +54,7 @@ CHUNK = 400_000
 HOUR = 3_600.0
 TOGETHER, JOB, WEIGHTS, TOLD = ".fine-together", "job.json", "weights.safetensors", "told.json"
 LARGEST = 1 - 1e-7
+HERE = Machines()
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def train(
     seed: int,
     log: Log,
     checkpoints: Path | None = None,
-    machines: Machines = Machines(),
+    machines: Machines = HERE,
 ) -> dict[str, float]:
     """Train the ranker named in the settings; write its weights, schema, options and fusion weights to `out`.
 

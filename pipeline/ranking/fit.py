@@ -201,7 +201,7 @@ def _together(measured: nn.Module) -> nn.Module:
     tables = [f"{name}.table.weight" for name, one in measured.named_modules() if isinstance(one, FieldEmbedding)]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(measured, tables)
     return DistributedDataParallel(
-        measured, process_group=dist.new_group(), broadcast_buffers=False, gradient_as_bucket_view=True
+        measured, process_group=dist.new_group(), forward_sync_buffers=False, gradient_as_bucket_view=True
     )
 
 

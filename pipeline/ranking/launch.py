@@ -32,7 +32,9 @@ def launch(module: str, job: Path, *, processes: int, machines: Machines) -> Non
     if machines.hosts > 1:
         others = f"--nnodes {machines.hosts} --nproc-per-node {here} --rdzv-id {RUN} --rdzv-backend c10d"
         command = f"torchrun {others} --rdzv-endpoint {machines.rendezvous} -m {module} {job.resolve()}"
-        Console(stderr=True).print(f"waiting for {machines.hosts - 1} more host(s), there run: {command}", soft_wrap=True)
+        Console(stderr=True).print(
+            f"waiting for {machines.hosts - 1} more host(s), there run: {command}", soft_wrap=True
+        )
     plan = LaunchConfig(
         min_nodes=machines.hosts,
         max_nodes=machines.hosts,
