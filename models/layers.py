@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -71,7 +72,9 @@ class Standardise(nn.Module):
         self.register_buffer("variance", torch.ones(groups, width))
 
     def forward(self, z: Float[Tensor, "B D"], group: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
-        if len(self.mean) == 1 and (processes.count() == 1 or not self.training):
+        if len(self.mean) == 1 and self.training and processes.count() > 1:
+            return self._of_all(z)
+        if len(self.mean) == 1:
             measured, running = self.training and len(z) > 1, (self.mean[0], self.variance[0])
             return functional.batch_norm(z, *running, None, None, measured, self.momentum, self.epsilon)
         mean, variance = self._measure(z, group) if self.training else (self.mean, self.variance)
@@ -89,12 +92,40 @@ class Standardise(nn.Module):
         mean = mean / count.clamp(min=1)
         squares = segment_sum((z - mean.index_select(0, group)).square(), group, groups)
         variance = processes.total(squares) / count.clamp(min=1)
+        return self._remember(count, mean, variance)
+
+    def _of_all(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """One group, whose rows other processes have too."""
+        count, mean, squares = processes.moments(z.detach())
+        mean, variance = self._remember(count, mean[None], squares[None] / count.clamp(min=1))
+        deviation = torch.rsqrt(variance[0] + self.epsilon)
+        return _Standardised.apply(z, mean[0], deviation, count)  # type: ignore[no-any-return,no-untyped-call]
+
+    def _remember(self, count: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Move the running statistics of groups of so many rows; the mean and variance to be used."""
         enough = count > 1
         with torch.no_grad():
             unbiased = variance * count / (count - 1).clamp(min=1)
             self.mean.lerp_(torch.where(enough, mean, self.mean), self.momentum)
             self.variance.lerp_(torch.where(enough, unbiased, self.variance), self.momentum)
         return torch.where(enough, mean, self.mean), torch.where(enough, variance, self.variance)
+
+
+class _Standardised(torch.autograd.Function):
+    """Rows by the mean and the deviation of `count` rows, these among them."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, mean: Tensor, deviation: Tensor, count: Tensor) -> Tensor:
+        out = (z - mean).mul_(deviation)
+        ctx.save_for_backward(out, deviation, count)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        out, deviation, count = ctx.saved_tensors
+        sums = processes.total(torch.stack([gradient.sum(0), (gradient * out).sum(0)]))
+        along = torch.where(count > 1, sums / count, 0.0)
+        return torch.addcmul(gradient - along[0], out, along[1], value=-1).mul_(deviation), None, None, None
 
 
 class Histories(nn.Module):

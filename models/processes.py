@@ -56,6 +56,22 @@ def total(values: Tensor) -> Tensor:
     return values if count() == 1 else _Total.apply(values)  # type: ignore[no-any-return,no-untyped-call]
 
 
+def moments(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the rows (B, D) of all processes: how many there are (), their mean (D,), and the sum of the squares of what
+    they differ from it by (D,); without a gradient (Chan et al., Updating Formulae, 1979)."""
+    width = values.shape[1]
+    own = values.new_zeros(1 + 2 * width)
+    if len(values):
+        variance, mean = torch.var_mean(values, dim=0, correction=0)
+        own = torch.cat([values.new_tensor([len(values)]), mean, variance * len(values)])
+    gathered = [torch.empty_like(own) for _ in range(count())]
+    dist.all_gather(gathered, own)
+    counts, means, squares = torch.stack(gathered).split([1, width, width], dim=1)
+    rows = counts.sum()
+    mean = (counts * means).sum(0) / rows.clamp(min=1)
+    return rows, mean, (squares + counts * (means - mean).square()).sum(0)
+
+
 def joined(part: Tensor) -> Tensor:
     """The parts (B_i, …) of all processes one after another, in every process; without a gradient."""
     if count() == 1:

@@ -74,9 +74,9 @@ def test_every_row_is_in_one_process_once_an_epoch(together) -> None:  # type: i
     """Batches of 5 of 11 rows; a last one of fewer rows than processes is scored and not trained on."""
     count, folder = together
     parts = [told(folder, place)["batches"] for place in range(count)]
-    scored = [sum((part["in_order"][batch] for part in parts), []) for batch in range(3)]
+    scored = [[row for part in parts for row in part["in_order"][batch]] for batch in range(3)]
     assert scored == [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10], [11]]
-    trained = [sum((part["shuffled"][batch] for part in parts), []) for batch in range(2)]
+    trained = [[row for part in parts for row in part["shuffled"][batch]] for batch in range(2)]
     assert trained == process_worlds.rows_of_batches()["shuffled"][:2]
     assert {len(part["shuffled"]) for part in parts} == {2}
 
@@ -111,5 +111,5 @@ def test_a_process_alone_is_the_first_of_one() -> None:
 
 
 def test_what_a_process_says_as_it_fails_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="process 0 of 1 failed: .*No such file"):
+    with pytest.raises(RuntimeError, match=r"process 0 of 1 failed: .*No such file"):
         launch("pipeline.ranking.fine_part", tmp_path / "none.json", processes=1, machines=Machines())
