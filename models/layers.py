@@ -37,6 +37,23 @@ class FieldEmbedding(nn.Module):
         return [vector.view(*part.shape, vectors.shape[1]) for vector, part in zip(parts, codes, strict=True)]
 
 
+def whole(model: nn.Module) -> dict[str, Tensor]:
+    """The model's weights, with the rows of its tables that other processes hold, in the first; without, in others."""
+    weights = model.state_dict()
+    for name, module in model.named_modules():
+        if isinstance(module, FieldEmbedding) and processes.count() > 1:
+            table = sharding.whole(module.table.weight.detach(), module.size)
+            weights |= {} if table is None else {f"{name}.table.weight": table}
+    return weights
+
+
+def parameters(model: nn.Module) -> int:
+    """How many numbers the model learns, in all processes."""
+    tables = [module for module in model.modules() if isinstance(module, FieldEmbedding)]
+    elsewhere = sum((one.size - len(one.table.weight)) * one.table.embedding_dim for one in tables)
+    return elsewhere + sum(parameter.numel() for parameter in model.parameters())
+
+
 class Numbers(nn.Module):
     """Numeric features in standard deviations from the training mean, at most `CLIP` of them."""
 

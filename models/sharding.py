@@ -32,7 +32,7 @@ def embedding(size: int, width: int, std: float) -> nn.Embedding:
     """A table of `size` rows, of which this process has its own alone, with the values that they would have in one
     process: no more than these and a block is ever in memory."""
     rows = held(size, processes.place())
-    drawn(rows, size, width, 1.0)  # what `nn.Embedding` draws when it makes the whole table
+    drawn(range(0), size, width, 1.0)  # what `nn.Embedding` draws when it makes the whole table
     return nn.Embedding(len(rows), width, _weight=drawn(rows, size, width, std))
 
 

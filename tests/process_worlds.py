@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import resource
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +17,12 @@ from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from models import RANKERS, processes
-from models.layers import FieldEmbedding, Standardise
+from models.layers import FieldEmbedding, Standardise, whole
 from models.objective import objective
 from models.schema import Field, Schema
 from pipeline.features.store import FeatureStore, Recipe
 from pipeline.lake import write_json
 from pipeline.ranking.batches import Encoder, in_order, shuffled
-from pipeline.ranking.fine_part import whole
 from pipeline.ranking.fit import fit
 from pipeline.ranking.launch import process_group
 from pipeline.ranking.losses import masked_bce
@@ -132,32 +134,68 @@ def standardised() -> Tensor:
     return torch.cat(out)
 
 
+def train_users(users: int, room: int) -> None:
+    """An epoch with so many users in the table, in no more than `room` bytes beside those that are taken already."""
+    more = users - SCHEMA.fields[0].size
+    schema = replace(SCHEMA, fields=(replace(SCHEMA.fields[0], size=users), *SCHEMA.fields[1:]))
+
+    def batches(epoch: int) -> Iterator[dict[str, Tensor]]:
+        for index in torch.arange(len(ROWS)).split(16):
+            batch = labelled(processes.part(index))
+            user, others = batch["fields"].split([1, len(schema.fields) - 1], dim=1)
+            shifted = {key: value + more for key, value in batch.items() if key.endswith(".fields")}
+            yield {**batch, **shifted, "fields": torch.cat([user * (users // 100), others + more], dim=1)}
+
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    most = int(status["VmData"].split()[0]) * 1024 + room
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    model = RANKERS["flat_dnn"](schema, width=8)
+    fit(
+        model,
+        batches,
+        lambda model, batch: objective(model, batch, masked_bce),
+        lambda model: {"score": 0.0},
+        steps=5,
+        epochs=1,
+        learning_rate=0.01,
+        monitor="score",
+        log=lambda metrics, epoch: None,
+    )
+
+
 @record
-def main(folder: Path) -> None:
+def main(job: Path) -> None:
     with process_group():
-        place, count = processes.place(), processes.count()
-        curves, weights = {}, {}
-        for name in WORLDS:
-            model, curves[name], _ = train(name)
-            weights |= {f"{name}.{key}": value for key, value in whole(model).items()}
-            for module in model.modules():
-                if isinstance(module, FieldEmbedding):
-                    assert len(module.table.weight) <= -(-module.size // count)
-        resumed = {}
-        for name, kill_at in (("unbroken", -1), ("resumed", 8)):
-            checkpoints = folder / name
-            try:
-                train("wide_deep", checkpoints=checkpoints, kill_at=kill_at, dropout=0.2)
-            except KilledError:
-                processes.wait()
-            model, _, steps = train("wide_deep", checkpoints=checkpoints, dropout=0.2)
-            resumed |= {f"{name}.{key}": value for key, value in whole(model).items()}
-        save_file({"standardised": standardised()}, folder / f"standardised-{place}.safetensors")
-        write_json(folder / f"told-{place}.json", {"batches": rows_of_batches(), "curves": curves, "steps": steps})
-        if place == 0:
-            save_file(weights, folder / "weights.safetensors")
-            save_file(resumed, folder / "resumed.safetensors")
+        if job.exists():
+            train_users(**json.loads(job.read_text()))
+        else:
+            train_worlds(job.parent)
+
+
+def train_worlds(folder: Path) -> None:
+    place, count = processes.place(), processes.count()
+    curves, weights = {}, {}
+    for name in WORLDS:
+        model, curves[name], _ = train(name)
+        weights |= {f"{name}.{key}": value for key, value in whole(model).items()}
+        for module in model.modules():
+            if isinstance(module, FieldEmbedding):
+                assert len(module.table.weight) <= -(-module.size // count)
+    resumed = {}
+    for name, kill_at in (("unbroken", -1), ("resumed", 8)):
+        checkpoints = folder / name
+        try:
+            train("wide_deep", checkpoints=checkpoints, kill_at=kill_at, dropout=0.2)
+        except KilledError:
+            processes.wait()
+        model, _, steps = train("wide_deep", checkpoints=checkpoints, dropout=0.2)
+        resumed |= {f"{name}.{key}": value for key, value in whole(model).items()}
+    save_file({"standardised": standardised()}, folder / f"standardised-{place}.safetensors")
+    write_json(folder / f"told-{place}.json", {"batches": rows_of_batches(), "curves": curves, "steps": steps})
+    if place == 0:
+        save_file(weights, folder / "weights.safetensors")
+        save_file(resumed, folder / "resumed.safetensors")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).parent)
+    main(Path(sys.argv[1]))

@@ -8,6 +8,7 @@ from pipeline.bench.measure import seconds, show
 
 TINY = {
     "train": {"rows": 2_000, "batch_size": 512},
+    "processes": {"rows": 2_000, "batch_size": 512, "tasks": "c"},
     "loader": {"rows": 5_000},
     "features": {"events": 3_000, "rolling_events": 300, "runs": 1},
     "scale": {"events": 3_000, "days": 6, "parts": 2},

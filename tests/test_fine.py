@@ -86,6 +86,29 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(folders, tmp_pat
     assert first == second
 
 
+def test_two_processes_train_what_one_does(folders, tmp_path):
+    features, recall = folders["features"], folders["recall_validation"]
+    told, logs = {}, {1: [], 2: []}
+    for count in (1, 2):
+        (tmp_path / str(count)).mkdir()
+        told[count] = fine.train(
+            features,
+            recall,
+            tmp_path / str(count),
+            settings=replace(QUICK, options={"gate_dropout": 0.0}, epochs=2, processes=count),
+            seed=1,
+            log=lambda metrics, epoch, count=count: logs[count].append((epoch, metrics["loss"])),
+            checkpoints=tmp_path / f"checkpoints-{count}",
+        )
+    for (epoch, loss), (other_epoch, other) in zip(*logs.values(), strict=True):
+        assert (epoch, loss) == (other_epoch, pytest.approx(other, rel=1e-3))
+    assert told[2]["validation_auc_click"] == pytest.approx(told[1]["validation_auc_click"], abs=0.005)
+    assert told[2]["parameters"] == told[1]["parameters"]
+    one, two = (fine.load(tmp_path / str(count)).model.state_dict() for count in (1, 2))
+    assert {name: value.shape for name, value in one.items()} == {name: value.shape for name, value in two.items()}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "checkpoints-1", "checkpoints-2"]
+
+
 def test_boosted_trees_are_grown_before_training_and_kept(folders, store, tmp_path):
     fine.train(
         folders["features"],

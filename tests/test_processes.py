@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,15 @@ from pipeline.ranking.launch import launch
 def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
     """How many processes there were, and the folder with what they left."""
     folder = tmp_path_factory.mktemp(f"together-{request.param}")
+    start(folder / "job.json", request.param)
+    return request.param, folder
+
+
+def start(job: Path, count: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{Path(__file__).parents[1]}:{Path(__file__).parent}")
         patch.setenv("OMP_NUM_THREADS", "1")
-        launch("process_worlds", folder / "job.json", processes=request.param, machines=Machines())
-    return request.param, folder
+        launch("process_worlds", job, processes=count, machines=Machines())
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +93,16 @@ def test_rows_are_standardised_by_the_whole_batch(together) -> None:  # type: ig
         torch.testing.assert_close(found, process_worlds.standardised(), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_a_table_that_one_process_cannot_hold_is_trained_by_two(tmp_path: Path) -> None:
+    """Of four million rows 8 numbers, their moments, when they were stepped, and the best weights twice: 672 MB."""
+    job = tmp_path / "job.json"
+    job.write_text(json.dumps({"users": 4_000_000, "room": 600_000_000}))
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        start(job, 1)
+    start(job, 2)
+
+
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 5), st.data())
 @settings(max_examples=50)
 def test_rows_are_drawn_as_those_of_the_whole_table(size: int, width: int, count: int, data: st.DataObject) -> None:
@@ -112,4 +127,4 @@ def test_a_process_alone_is_the_first_of_one() -> None:
 
 def test_what_a_process_says_as_it_fails_is_told(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"process 0 of 1 failed: .*No such file"):
-        launch("pipeline.ranking.fine_part", tmp_path / "none.json", processes=1, machines=Machines())
+        launch("pipeline.ranking.worker", tmp_path / "none.json", processes=1, machines=Machines())

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.bench import ann, features, loader, merge, recall, routes, scale, similar_items, train
+from pipeline.bench import ann, features, loader, merge, processes, recall, routes, scale, similar_items, train
 
 Bench = tuple[Callable[..., dict[str, float]], dict[str, Any]]
 
 BENCHES: dict[str, Bench] = {
     "train": (train.bench, {"rows": 50_000}),
+    "processes": (processes.bench, {"rows": 50_000, "tasks": "a,b"}),
     "loader": (loader.bench, {"rows": 100_000}),
     "features": (features.bench, {"events": 100_000}),
     "scale": (scale.bench, {"events": 50_000, "days": 10, "parts": 2}),

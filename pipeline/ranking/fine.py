@@ -8,17 +8,13 @@ candidates, unexposed ones among them, with features as of the request; the othe
 relevance is masked on impressions. Requests of half of the users (fold `distil`) are trained on; the other half
 (fold `tune`) decide when to stop and how the task scores are fused. The test slice is seen by none of this.
 
-Many processes. With `Fine.processes` the ranker is trained by as many (`pipeline.ranking.fine_part`), and read whole
-by the one that asked for it.
-
 Watch time. With `Loss.watch_time` a duration is one more output; what is served of it is e^logit, the expected seconds.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +23,17 @@ import torch
 from torch import Tensor, nn
 
 from models import RANKERS, processes
+from models.layers import parameters, whole
 from models.objective import Criterion, objective
 from models.rankers.gbdt_lr import GBDTLR
 from models.schema import Schema
 from pipeline.config import Fine, Loss, Machines
 from pipeline.evaluation.metrics import auc, duration_metrics
 from pipeline.features.store import FeatureStore, Rows
-from pipeline.lake import write_json
 from pipeline.ranking.batches import Batch, Encoder, in_order, shuffled
 from pipeline.ranking.fit import Fitted, Log, fit
 from pipeline.ranking.fuse import fuse, ndcg, tune, with_recall
-from pipeline.ranking.launch import launch
+from pipeline.ranking.launch import HERE, together
 from pipeline.ranking.losses import (
     corrected_for_sampling,
     masked_bce,
@@ -52,9 +48,7 @@ from pipeline.ranking.weighting import mean_shift, repeat_weights, sample_negati
 RELEVANCE = "relevance"
 CHUNK = 400_000
 HOUR = 3_600.0
-TOGETHER, JOB, WEIGHTS, TOLD = ".fine-together", "job.json", "weights.safetensors", "told.json"
 LARGEST = 1 - 1e-7
-HERE = Machines()
 
 
 @dataclass(frozen=True)
@@ -152,32 +146,6 @@ def criterion_of(loss: Loss, labels: tuple[str, ...]) -> Criterion:
     return criterion
 
 
-@dataclass(frozen=True)
-class Examples:
-    """What a ranker with the outputs of `schema` is trained on, how much each of these rows counts (N,), and the
-    impressions that say when to stop."""
-
-    schema: Schema
-    rows: Rows
-    weight: np.ndarray
-    held_out: Rows
-
-
-def examples(store: FeatureStore, merged: Merged, settings: Fine, seed: int) -> Examples:
-    """Impressions of the training slice and candidates of the requests to distil, held out from other users."""
-    distil = first_requests(merged.only(merged.fold == "distil"), settings.candidate_requests)
-    learnt = outputs(store.schema, settings)
-    shown, weight = weighed(impressions(store, "train", settings.loss), settings.loss, seed)
-    candidates = _candidates(store, distil, settings, seed)
-    unseen = _impressions(impressions(store, "validation", settings.loss))
-    return Examples(
-        schema=replace(learnt, labels=(*learnt.labels, RELEVANCE)),
-        rows=Rows.concatenate([_impressions(shown), candidates]),
-        weight=np.concatenate([weight, np.ones(len(candidates), np.float32)]),
-        held_out=unseen.take(np.flatnonzero(~np.isin(unseen.user, distil.user))),
-    )
-
-
 def train(
     features: Path,
     recall: Path,
@@ -192,31 +160,31 @@ def train(
     """Train the ranker named in the settings; write its weights, schema, options and fusion weights to `out`.
 
     `recall` holds the validation slice's requests. Returns validation metrics: AUC of each task on impressions and
-    NDCG of the fused score on candidates, both over users of the fold `tune`.
+    NDCG of the fused score on candidates, both over users of the fold `tune`. With `settings.processes` as many do all
+    of this together, on these machines.
     """
-    job = out.parent / TOGETHER
-    if settings.processes > 1:
-        _start(job, features, recall, settings, seed, checkpoints, machines)
+    if settings.processes > processes.count():
+        given = {"features": features, "recall": recall, "out": out, "settings": settings, "seed": seed}
+        given |= {"checkpoints": checkpoints}
+        return together(train, given, log=log, processes=settings.processes, machines=machines)
     store = FeatureStore.open(features)
     encoder = Encoder(store)
     merged = Merged.open(recall)
+    distil = first_requests(merged.only(merged.fold == "distil"), settings.candidate_requests)
     held_out = merged.only(merged.fold == "tune")
-    given = examples(store, merged, settings, seed)
-    schema, rows = given.schema, given.rows
-    if settings.processes > 1:
-        model, fitted = _learnt(job, settings, schema, log)
-    else:
-        model, fitted = learn(
-            encoder,
-            schema,
-            rows,
-            given.weight,
-            given.held_out,
-            settings=settings,
-            seed=seed,
-            log=log,
-            checkpoints=checkpoints,
-        )
+    learnt = outputs(store.schema, settings)
+    schema = replace(learnt, labels=(*learnt.labels, RELEVANCE))
+
+    shown, weight = weighed(impressions(store, "train", settings.loss), settings.loss, seed)
+    candidates = _candidates(store, distil, settings, seed)
+    rows = Rows.concatenate([_impressions(shown), candidates])
+    weight = np.concatenate([weight, np.ones(len(candidates), np.float32)])
+    unseen = _impressions(impressions(store, "validation", settings.loss))
+    unseen = unseen.take(np.flatnonzero(~np.isin(unseen.user, distil.user)))
+
+    model, fitted = learn(
+        encoder, schema, rows, weight, unseen, settings=settings, seed=seed, log=log, checkpoints=checkpoints
+    )
     scores = score_candidates(model, encoder, store, held_out)
     weights = tune(
         with_recall(with_durations(scores, schema, HOUR), held_out.position),
@@ -241,7 +209,7 @@ def train(
         "validation_ndcg": float(order.mean()),
         "validation_ndcg_recall_order": float(merge.mean()),
         "best_epoch": fitted.epoch,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": parameters(model),
         "training_impressions": int(rows.labels[:, -1].__ne__(rows.labels[:, -1]).sum()),
         "training_candidates": int((~np.isnan(rows.labels[:, -1])).sum()),
         **gradients,
@@ -331,7 +299,7 @@ def first_requests(merged: Merged, count: int) -> Merged:
 def save(ranker: Ranker, out: Path, settings: Fine) -> None:
     from safetensors.torch import save_file
 
-    save_file(ranker.model.state_dict(), out / "model.safetensors")
+    save_file(whole(ranker.model), out / "model.safetensors")
     (out / "schema.json").write_text(ranker.schema.to_json())
     told: dict[str, Any] = {"model": settings.model, "options": settings.options, "fusion": ranker.weights.tolist()}
     (out / "settings.json").write_text(json.dumps(told, indent=1) + "\n")
@@ -339,43 +307,14 @@ def save(ranker: Ranker, out: Path, settings: Fine) -> None:
 
 def load(folder: Path) -> Ranker:
     """The ranker a folder holds, in evaluation mode."""
-    settings = json.loads((folder / "settings.json").read_text())
-    schema = Schema.from_json((folder / "schema.json").read_text())
-    model = _calibrated(settings["model"], settings["options"], schema, folder / "model.safetensors")
-    return Ranker(model, schema, np.array(settings["fusion"]))
-
-
-def _calibrated(name: str, options: dict[str, Any], schema: Schema, weights: Path) -> Calibrated:
     from safetensors.torch import load_file
 
+    settings = json.loads((folder / "settings.json").read_text())
+    schema = Schema.from_json((folder / "schema.json").read_text())
     zeros = torch.zeros(len(schema.labels))
-    model = Calibrated(RANKERS[name](schema, **options), zeros, zeros.clone())
-    model.load_state_dict(load_file(weights))
-    return model.eval()
-
-
-def _start(
-    job: Path, features: Path, recall: Path, settings: Fine, seed: int, checkpoints: Path | None, machines: Machines
-) -> None:
-    """Have the ranker trained by several processes, which leave in the folder `job` what `_learnt` reads."""
-    from pipeline.ranking import fine_part
-
-    shutil.rmtree(job, ignore_errors=True)
-    job.mkdir()
-    places = {"features": features, "recall": recall, "checkpoints": checkpoints}
-    told = {name: place and str(place.resolve()) for name, place in places.items()}
-    write_json(job / JOB, {**told, "settings": asdict(settings), "seed": seed})
-    launch(fine_part.__name__, job / JOB, processes=settings.processes, machines=machines)
-
-
-def _learnt(job: Path, settings: Fine, schema: Schema, log: Log) -> tuple[Calibrated, Fitted]:
-    """What several processes have learnt; the folder goes."""
-    told = json.loads((job / TOLD).read_text())
-    for epoch in told["epochs"]:
-        log(epoch["metrics"], epoch["epoch"])
-    model = _calibrated(settings.model, settings.options, schema, job / WEIGHTS)
-    shutil.rmtree(job)
-    return model, Fitted(**told["fitted"])
+    model = Calibrated(RANKERS[settings["model"]](schema, **settings["options"]), zeros, zeros.clone())
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return Ranker(model.eval(), schema, np.array(settings["fusion"]))
 
 
 def _impressions(rows: Rows) -> Rows:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -17,9 +20,40 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pipeline.config import Machines
+from pipeline.ranking.fit import Log
 
+HERE = Machines()
 RUN = "recfunnel"
+JOB, TOLD = "job.json", "told.json"
 PR_SET_PDEATHSIG = 1
+
+
+def together(
+    stage: Callable[..., dict[str, float]],
+    arguments: Mapping[str, Any],
+    *,
+    log: Log,
+    processes: int,
+    machines: Machines,
+) -> dict[str, float]:
+    """What `stage(**arguments, log=log)` returns, run in several processes at once (`pipeline.ranking.worker`).
+
+    Each has the same arguments, but for the folder `out`: what counts is what the first writes. Paths, numbers and
+    settings are told in a file beside `out`, which all hosts have to see at the same place. Raises as `launch` does.
+    """
+    folder = arguments["out"].resolve().parent / f".{stage.__name__}-together"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    told = {"stage": [stage.__module__, stage.__name__], "arguments": {**arguments}}
+    (folder / JOB).write_text(json.dumps(told, default=_told))
+    try:
+        launch("pipeline.ranking.worker", folder / JOB, processes=processes, machines=machines)
+        ended = json.loads((folder / TOLD).read_text())
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    for epoch in ended["epochs"]:
+        log(epoch["metrics"], epoch["epoch"])
+    return dict(ended["metrics"])
 
 
 def launch(module: str, job: Path, *, processes: int, machines: Machines) -> None:
@@ -31,7 +65,7 @@ def launch(module: str, job: Path, *, processes: int, machines: Machines) -> Non
     here = processes // machines.hosts
     if machines.hosts > 1:
         others = f"--nnodes {machines.hosts} --nproc-per-node {here} --rdzv-id {RUN} --rdzv-backend c10d"
-        command = f"torchrun {others} --rdzv-endpoint {machines.rendezvous} -m {module} {job.resolve()}"
+        command = f"torchrun {others} --rdzv-endpoint {machines.rendezvous} -m {module} {job}"
         Console(stderr=True).print(
             f"waiting for {machines.hosts - 1} more host(s), there run: {command}", soft_wrap=True
         )
@@ -69,3 +103,8 @@ def process_group() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _told(value: object) -> object:
+    """A path or the settings, for JSON."""
+    return str(value.resolve()) if isinstance(value, Path) else vars(value)
