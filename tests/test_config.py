@@ -56,6 +56,7 @@ def test_to_dict_is_plain_json() -> None:
         ('features.matches=["catgory"]', "'catgory' is no column of features.item"),
         ("source.market.drifting=1.5", "less than or equal to 1"),
         ("source.market.history_days=120", "must be less than past_days"),
+        ("machines.hosts=2", "several hosts need an address of this one"),
         ("fine.loss.negative_rate=0", "greater than 0"),
         ("fine.loss.ranking=item", "'none', 'user' or 'domain'"),
         ("fine.loss.watch_time=watch", "'watch' is not in contract.durations (none)"),
@@ -81,3 +82,10 @@ def test_a_missing_file_and_broken_toml(tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("name = \n")
     with pytest.raises(InputError, match="not valid TOML"):
         load(tmp_path / "broken.toml")
+
+
+def test_processes_fall_evenly_on_the_hosts() -> None:
+    hosts = ["machines.hosts=2", "machines.rendezvous=10.0.0.1:29400"]
+    assert load(None, [*hosts, "fine.processes=4"]).machines.hosts == 2
+    with pytest.raises(InputError, match=r"3 do not fall evenly on 2 machines\.hosts"):
+        load(None, [*hosts, "fine.processes=3"])

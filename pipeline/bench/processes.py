@@ -3,40 +3,22 @@ encoding of the batches included, and the mean loss of the epoch."""
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
 import torch
-from torch.distributed.elastic.multiprocessing.errors import record
 
 from models import RANKERS
 from models import processes as others
 from models.objective import objective
 from pipeline.bench import workload
 from pipeline.bench.train import TASKS
-from pipeline.config import Machines
-from pipeline.lake import write_json
 from pipeline.ranking.batches import Encoder, shuffled
-from pipeline.ranking.fit import fit
-from pipeline.ranking.launch import launch, process_group
+from pipeline.ranking.fit import Log, fit
+from pipeline.ranking.launch import HERE, together
 from pipeline.ranking.losses import masked_bce
-
-JOB, TOLD = "job.json", "told.json"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Seconds on the clock, and of the processor in all processes."""
-
-    seconds: float
-    processor: float
-    loss: float
-    rows: int
 
 
 def bench(
@@ -52,40 +34,40 @@ def bench(
     of processor seconds for the same rows, which other work on the machine disturbs less: without waiting, `processes`
     over `…_work` is the most that `…_times` can be."""
     figures: dict[str, float] = {"rows": rows, "batch_size": batch_size}
-    found: dict[tuple[str, int], list[Measured]] = {}
     with tempfile.TemporaryDirectory(prefix="recfunnel-bench-") as place:
         folder = Path(place)
         workload.write(folder, rows=rows, seed=seed)
-        write_json(folder / JOB, {"tasks": tasks, "batch_size": batch_size, "seed": seed})
-        for _ in range(runs):
-            for count in (1, processes):
-                launch("pipeline.bench.processes", folder / JOB, processes=count, machines=Machines())
-                for name, told in json.loads((folder / TOLD).read_text()).items():
-                    found.setdefault((name, count), []).append(Measured(**told))
-    for (name, count), measured in found.items():
-        title = f"{name}_{TASKS[name].ranker}"
-        speed = measured[0].rows / median(one.seconds for one in measured)
-        figures[f"{title}_{count}_rows_per_second"] = speed
-        figures[f"{title}_{count}_processor_seconds"] = median(one.processor for one in measured)
-        figures[f"{title}_{count}_loss"] = measured[0].loss
-        if count > 1:
-            alone = f"{title}_1"
-            figures[f"{title}_times"] = speed / figures[f"{alone}_rows_per_second"]
-            work = figures[f"{title}_{count}_processor_seconds"] / figures[f"{alone}_processor_seconds"]
-            figures[f"{title}_work"] = work
+        for name in tasks.split(","):
+            given = {"folder": folder, "out": folder / "out", "task": name, "batch_size": batch_size, "seed": seed}
+            found: dict[int, list[dict[str, float]]] = {1: [], processes: []}
+            for _ in range(runs):
+                for count, measured in found.items():
+                    measured.append(together(measure, given, log=_nothing, processes=count, machines=HERE))
+            title = f"{name}_{TASKS[name].ranker}"
+            middle = {
+                count: {figure: median(one[figure] for one in measured) for figure in measured[0]}
+                for count, measured in found.items()
+            }
+            figures |= {f"{title}_{count}_{key}": value for count, one in middle.items() for key, value in one.items()}
+            alone, many = middle[1], middle[processes]
+            figures[f"{title}_times"] = many["rows_per_second"] / alone["rows_per_second"]
+            figures[f"{title}_work"] = many["processor_seconds"] / alone["processor_seconds"]
     return figures
 
 
-def measure(name: str, folder: Path, batch_size: int, seed: int) -> Measured:
-    task = TASKS[name]
-    store = workload.open_store(folder, history=task.history, labels=task.labels)
+def measure(folder: Path, out: Path, *, task: str, batch_size: int, seed: int, log: Log) -> dict[str, float]:  # noqa: ARG001
+    """Rows a second, processor seconds in all processes and the loss of an epoch."""
+    torch.set_num_threads(1)
+    chosen = TASKS[task]
+    store = workload.open_store(folder, history=chosen.history, labels=chosen.labels)
     rows = workload.read_rows(store, workload.TRAIN)
+    encoder = Encoder(store)
     torch.manual_seed(seed)
     losses: list[float] = []
     begun = time.process_time()
     fitted = fit(
-        RANKERS[task.ranker](store.schema, **task.options),
-        shuffled(Encoder(store), rows, size=batch_size, seed=seed),
+        RANKERS[chosen.ranker](store.schema, **chosen.options),
+        shuffled(encoder, rows, size=batch_size, seed=seed),
         lambda model, batch: objective(model, batch, masked_bce),
         lambda model: {"none": 0.0},
         steps=-(-len(rows) // batch_size),
@@ -94,23 +76,13 @@ def measure(name: str, folder: Path, batch_size: int, seed: int) -> Measured:
         monitor="none",
         log=lambda metrics, epoch: losses.append(metrics["loss"]),
     )
-    processor = others.total(torch.tensor(time.process_time() - begun, dtype=torch.float64))
-    return Measured(fitted.seconds, float(processor), sum(losses), len(rows))
+    spent = others.total(torch.tensor(time.process_time() - begun, dtype=torch.float64))
+    return {
+        "rows_per_second": len(rows) / fitted.seconds,
+        "processor_seconds": float(spent),
+        "loss": sum(losses),
+    }
 
 
-@record
-def main(job: Path) -> None:
-    torch.set_num_threads(1)
-    asked = json.loads(job.read_text())
-    with process_group():
-        torch.set_num_threads(1)
-        found = {
-            name: asdict(measure(name, job.parent, asked["batch_size"], asked["seed"]))
-            for name in asked["tasks"].split(",")
-        }
-        if others.place() == 0:
-            write_json(job.with_name(TOLD), found)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def _nothing(metrics: dict[str, float], epoch: int) -> None:
+    """There is nothing to tell."""
