@@ -1,4 +1,4 @@
-"""The sequential tower: self-attention over the history, trained with the full softmax
+"""The sequential tower: self-attention over the history, trained with the sampled softmax
 (`models.sequential.SelfAttentive`).
 """
 
@@ -36,7 +36,7 @@ def train(
     learning_rate: float = 0.003,
     embedding_decay: float = 0.0,
     temperature: float = 1.0,
-    loss: losses.Name = "full",
+    loss: losses.Name = "listwise",
     negatives: int | None = None,
     hard: float = HARD,
     earlier: str = "",
