@@ -29,6 +29,7 @@ def train_rankers(config: Config, features: Path, validation: Path, run: Run) ->
         root=config.root,
         run=run,
         trains=True,
+        beside={"machines": config.machines},
         settings=config.fine,
         seed=config.seed,
     )

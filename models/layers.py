@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models import processes, sharding
 from models.encodings import Encodings
 from models.schema import Role, Schema
 from models.sequences import Factory, HardSearch, LongAndShort, Pooling, segment_sum
@@ -19,17 +21,18 @@ CLIP = 5.0
 
 
 class FieldEmbedding(nn.Module):
-    """One table for all fields; a code comes with its field's offset already added."""
+    """One table for all fields; a code comes with its field's offset already added. Of several processes each has some
+    of the table's `size` rows (`models.sharding`)."""
 
     def __init__(self, schema: Schema, width: int) -> None:
         super().__init__()
-        self.table = nn.Embedding(schema.table_size, width)
-        nn.init.normal_(self.table.weight, std=0.01)
+        self.size = schema.table_size
+        self.table = sharding.embedding(self.size, width, std=0.01)
 
     def forward(self, *codes: Int[Tensor, "_ _"]) -> list[Float[Tensor, "_ _ D"]]:
         """Embeddings of several tensors of codes at once: what costs time is the gradient of the whole table, which
         each look-up would make anew."""
-        vectors = self.table(torch.cat([part.flatten() for part in codes]))
+        vectors = sharding.vectors(self.table, self.size, torch.cat([part.flatten() for part in codes]))
         parts = vectors.split([part.numel() for part in codes])
         return [vector.view(*part.shape, vectors.shape[1]) for vector, part in zip(parts, codes, strict=True)]
 
@@ -54,7 +57,8 @@ class Numbers(nn.Module):
 class Standardise(nn.Module):
     """(z − E) / √(Var + ε), by the batch's statistics of each group of rows in training, by running ones when scoring.
 
-    A group with fewer than two rows in a batch uses its running statistics, and leaves them, in training too.
+    The batch is that of all processes. A group with fewer than two rows in a batch uses its running statistics, and
+    leaves them, in training too.
     """
 
     mean: Tensor
@@ -68,6 +72,8 @@ class Standardise(nn.Module):
         self.register_buffer("variance", torch.ones(groups, width))
 
     def forward(self, z: Float[Tensor, "B D"], group: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
+        if len(self.mean) == 1 and self.training and processes.count() > 1:
+            return self._of_all(z)
         if len(self.mean) == 1:
             measured, running = self.training and len(z) > 1, (self.mean[0], self.variance[0])
             return functional.batch_norm(z, *running, None, None, measured, self.momentum, self.epsilon)
@@ -79,15 +85,47 @@ class Standardise(nn.Module):
         self, z: Float[Tensor, "B D"], group: Int[Tensor, " B"]
     ) -> tuple[Float[Tensor, "groups D"], Float[Tensor, "groups D"]]:
         groups = len(self.mean)
-        count = segment_sum(torch.ones_like(z[:, :1]), group, groups)
-        mean = segment_sum(z, group, groups) / count.clamp(min=1)
-        variance = segment_sum((z - mean.index_select(0, group)).square(), group, groups) / count.clamp(min=1)
+        summed = torch.cat(
+            [segment_sum(torch.ones_like(z[:, :1]), group, groups), segment_sum(z, group, groups)], dim=1
+        )
+        count, mean = processes.total(summed).split([1, z.shape[1]], dim=1)
+        mean = mean / count.clamp(min=1)
+        squares = segment_sum((z - mean.index_select(0, group)).square(), group, groups)
+        variance = processes.total(squares) / count.clamp(min=1)
+        return self._remember(count, mean, variance)
+
+    def _of_all(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """One group, whose rows other processes have too."""
+        count, mean, squares = processes.moments(z.detach())
+        mean, variance = self._remember(count, mean[None], squares[None] / count.clamp(min=1))
+        deviation = torch.rsqrt(variance[0] + self.epsilon)
+        return _Standardised.apply(z, mean[0], deviation, count)  # type: ignore[no-any-return,no-untyped-call]
+
+    def _remember(self, count: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Move the running statistics of groups of so many rows; the mean and variance to be used."""
         enough = count > 1
         with torch.no_grad():
             unbiased = variance * count / (count - 1).clamp(min=1)
             self.mean.lerp_(torch.where(enough, mean, self.mean), self.momentum)
             self.variance.lerp_(torch.where(enough, unbiased, self.variance), self.momentum)
         return torch.where(enough, mean, self.mean), torch.where(enough, variance, self.variance)
+
+
+class _Standardised(torch.autograd.Function):
+    """Rows by the mean and the deviation of `count` rows, these among them."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, mean: Tensor, deviation: Tensor, count: Tensor) -> Tensor:
+        out = (z - mean).mul_(deviation)
+        ctx.save_for_backward(out, deviation, count)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        out, deviation, count = ctx.saved_tensors
+        sums = processes.total(torch.stack([gradient.sum(0), (gradient * out).sum(0)]))
+        along = torch.where(count > 1, sums / count, 0.0)
+        return torch.addcmul(gradient - along[0], out, along[1], value=-1).mul_(deviation), None, None, None
 
 
 class Histories(nn.Module):

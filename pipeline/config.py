@@ -270,6 +270,7 @@ class Fine:
     content that it sees as integers too, such as `[{number = "clicked_content_similarity", low = -1.0}]`.
 
     `table_optimiser`: what trains the embeddings of the fused tables; Adagrad does so at `table_learning_rate`.
+    `processes`: how many train the funnel's ranker together, each a part of every batch and of the fused tables.
     """
 
     model: str = "pepnet"
@@ -287,6 +288,7 @@ class Fine:
     candidates: NonNegativeInt = 60
     candidate_requests: PositiveInt = 6_000
     trials: PositiveInt = 30
+    processes: PositiveInt = 1
     loss: Loss = Loss()
 
     def __post_init__(self) -> None:
@@ -359,6 +361,19 @@ class Evaluation:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Machines:
+    """Where `fine.processes` run: evenly on so many hosts, which see the same files and meet at an address of this one,
+    such as "10.0.0.1:29400"."""
+
+    hosts: PositiveInt = 1
+    rendezvous: str = ""
+
+    def __post_init__(self) -> None:
+        if self.hosts > 1 and not self.rendezvous:
+            raise ValueError("rendezvous: several hosts need an address of this one to meet at, such as 10.0.0.1:29400")
+
+
+@dataclass(frozen=True, config=STRICT)
 class Config:
     """A complete named run."""
 
@@ -373,6 +388,7 @@ class Config:
     recall: Recall = Recall()
     coarse: Coarse = Coarse()
     fine: Fine = Fine()
+    machines: Machines = Machines()
     zoo: Zoo = Zoo()
     evaluation: Evaluation = Evaluation()
 
@@ -381,6 +397,10 @@ class Config:
         if watched and watched not in durations:
             raise ValueError(
                 f"fine.loss.watch_time: {watched!r} is not in contract.durations ({', '.join(durations) or 'none'})"
+            )
+        if self.fine.processes % self.machines.hosts:
+            raise ValueError(
+                f"fine.processes: {self.fine.processes} do not fall evenly on {self.machines.hosts} machines.hosts"
             )
         if both := [name for name in durations if name in self.contract.tasks]:
             raise ValueError(f"contract.durations: {both[0]!r} is a task already; a duration is no 0/1 label")

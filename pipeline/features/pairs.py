@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
-from scipy.sparse import csr_array
 
 from models.schema import Schema
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 FILE = "cross_codes.parquet"
 CROSS = "*"
@@ -35,6 +37,8 @@ class Pair:
     @classmethod
     def of(cls, name: str, sizes: Mapping[str, int], left: Codes, right: Codes, codes: npt.NDArray[np.int32]) -> Pair:
         """From the admitted pairs (P,) in any order, and the sizes of the fields."""
+        from scipy.sparse import csr_array
+
         first, _, second = name.partition(CROSS)
         return cls(first, second, csr_array((codes, (left, right)), shape=(sizes[first], sizes[second])))
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models import processes
 from models.schema import Role, Schema
 from pipeline.features.store import Columns, FeatureStore, Rows
 from pipeline.ranking.histories import Histories
@@ -127,11 +128,15 @@ def shuffled(
     beside: Batch | None = None,
 ) -> Callable[[int], Iterator[Batch]]:
     """Batches of `size` rows, in an order that depends on the seed and the epoch alone; `beside` holds further columns
-    of the rows."""
+    of the rows. Of several processes each has its part of every batch; fewer rows than these at an epoch's end are left
+    out of it."""
 
     def epoch(number: int) -> Iterator[Batch]:
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed * 1_000 + number))
-        for index in order.split(size):
+        for whole in order.split(size):
+            if len(whole) < processes.count():
+                return
+            index = processes.part(whole)
             further = {name: column[index] for name, column in (beside or {}).items()}
             yield to_device({**encoder(rows, index), **further}, device)
 
@@ -140,7 +145,7 @@ def shuffled(
 
 def in_order(encoder: Encoder, rows: Rows, *, size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
     """Batches of `size` rows, or of fewer where these would have more than `EVENTS` events, in the rows' order;
-    one without rows if there is none."""
+    one without rows if there is none. Of several processes each has its part of every batch."""
     events = np.cumsum(sum(rows.lengths.values(), np.zeros(len(rows), np.int64)))
     ends = [0]
     while ends[-1] < len(rows):
@@ -149,7 +154,7 @@ def in_order(encoder: Encoder, rows: Rows, *, size: int, device: torch.device | 
         fitting = int(np.searchsorted(events, before + EVENTS, side="right"))
         ends.append(min(max(begin + 1, min(begin + size, fitting)), len(rows)))
     for index in torch.arange(len(rows)).tensor_split(ends[1:-1]):
-        yield to_device(encoder(rows, index), device)
+        yield to_device(encoder(rows, processes.part(index)), device)
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:

@@ -2,7 +2,8 @@
 
 A checkpoint is a folder, `at-0002-00000500` for one in epoch 2 after 500 batches, of `tensors.safetensors` and
 `told.json`; the weights of the best epoch so far lie beside the checkpoints, in `best-0001.safetensors`. Each is
-written under a temporary name and renamed, so that a kill at any moment leaves only whole ones.
+written under a temporary name and renamed, so that a kill at any moment leaves only whole ones. Of several processes
+each writes its own tensors, `tensors-1.safetensors`, into a folder that all of them see, and the first does the rest.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Any
 
 from torch import Tensor
 
-TENSORS, TOLD = "tensors.safetensors", "told.json"
+from models import processes
+
+TOLD = "told.json"
 KEEP = 2
 
 
@@ -43,23 +46,30 @@ class Checkpoints:
         from safetensors.torch import save_file
 
         unfinished = self.folder / ".unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, unfinished / TENSORS)
+        if processes.place() == 0:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+        processes.wait()
+        tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
+        save_file(tensors, unfinished / _own("tensors"))
+        processes.wait()
+        if processes.place() > 0:
+            return
         place = {name: getattr(checkpoint, name) for name in ("epoch", "batches", "best", "told")}
         (unfinished / TOLD).write_text(json.dumps(place))
         unfinished.rename(self.folder / f"at-{checkpoint.epoch:04d}-{checkpoint.batches:08d}")
         for old in self._all()[: -self.keep]:
             shutil.rmtree(old)
-        needed = {self._best(json.loads((path / TOLD).read_text())["best"]) for path in self._all()}
-        for old in set(self.folder.glob("best-*.safetensors")) - needed:
-            old.unlink()
+        needed = {f"best-{json.loads((path / TOLD).read_text())['best']:04d}" for path in self._all()}
+        for old in self.folder.glob("best-*.safetensors"):
+            if not old.name.startswith(tuple(needed)):
+                old.unlink()
 
     def write_best(self, epoch: int, weights: dict[str, Tensor]) -> None:
         from safetensors.torch import save_file
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = self.folder / ".best"
+        unfinished = self.folder / f".{_own('best')}"
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, unfinished)
         unfinished.replace(self._best(epoch))
 
@@ -69,7 +79,8 @@ class Checkpoints:
         written = self._all()
         if not written:
             return None
-        return Checkpoint(tensors=load_file(written[-1] / TENSORS), **json.loads((written[-1] / TOLD).read_text()))
+        told = json.loads((written[-1] / TOLD).read_text())
+        return Checkpoint(tensors=load_file(written[-1] / _own("tensors")), **told)
 
     def best(self, epoch: int) -> dict[str, Tensor]:
         """The weights of the epoch, which a checkpoint told to be the best."""
@@ -82,4 +93,10 @@ class Checkpoints:
         return sorted(path for path in self.folder.glob("at-*") if (path / TOLD).exists())
 
     def _best(self, epoch: int) -> Path:
-        return self.folder / f"best-{epoch:04d}.safetensors"
+        return self.folder / _own(f"best-{epoch:04d}")
+
+
+def _own(name: str) -> str:
+    """The file of this process."""
+    place = processes.place()
+    return f"{name}-{place}.safetensors" if place else f"{name}.safetensors"

@@ -8,13 +8,17 @@ candidates, unexposed ones among them, with features as of the request; the othe
 relevance is masked on impressions. Requests of half of the users (fold `distil`) are trained on; the other half
 (fold `tune`) decide when to stop and how the task scores are fused. The test slice is seen by none of this.
 
+Many processes. With `Fine.processes` the ranker is trained by as many (`pipeline.ranking.fine_part`), and read whole
+by the one that asked for it.
+
 Watch time. With `Loss.watch_time` a duration is one more output; what is served of it is e^logit, the expected seconds.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+import shutil
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +26,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models import RANKERS
+from models import RANKERS, processes
 from models.objective import Criterion, objective
 from models.rankers.gbdt_lr import GBDTLR
 from models.schema import Schema
-from pipeline.config import Fine, Loss
+from pipeline.config import Fine, Loss, Machines
 from pipeline.evaluation.metrics import auc, duration_metrics
 from pipeline.features.store import FeatureStore, Rows
+from pipeline.lake import write_json
 from pipeline.ranking.batches import Batch, Encoder, in_order, shuffled
 from pipeline.ranking.fit import Fitted, Log, fit
 from pipeline.ranking.fuse import fuse, ndcg, tune, with_recall
+from pipeline.ranking.launch import launch
 from pipeline.ranking.losses import (
     corrected_for_sampling,
     masked_bce,
@@ -46,7 +52,9 @@ from pipeline.ranking.weighting import mean_shift, repeat_weights, sample_negati
 RELEVANCE = "relevance"
 CHUNK = 400_000
 HOUR = 3_600.0
+TOGETHER, JOB, WEIGHTS, TOLD = ".fine-together", "job.json", "weights.safetensors", "told.json"
 LARGEST = 1 - 1e-7
+HERE = Machines()
 
 
 @dataclass(frozen=True)
@@ -91,10 +99,10 @@ class Calibrated(nn.Module):
 
 @torch.inference_mode()
 def logits(model: nn.Module, encoder: Encoder, rows: Rows, size: int = 16_384) -> Tensor:
-    """The model's outputs (N, T) float32."""
+    """The model's outputs (N, T) float32. Of several processes each scores a part of every batch, and has all."""
     device = next(model.parameters()).device
     batches = in_order(encoder, rows, size=size, device=device)
-    return torch.cat([model(batch).cpu() for batch in batches])
+    return torch.cat([processes.joined(model(batch)).cpu() for batch in batches])
 
 
 def probabilities(model: nn.Module, encoder: Encoder, rows: Rows) -> np.ndarray:
@@ -144,32 +152,71 @@ def criterion_of(loss: Loss, labels: tuple[str, ...]) -> Criterion:
     return criterion
 
 
+@dataclass(frozen=True)
+class Examples:
+    """What a ranker with the outputs of `schema` is trained on, how much each of these rows counts (N,), and the
+    impressions that say when to stop."""
+
+    schema: Schema
+    rows: Rows
+    weight: np.ndarray
+    held_out: Rows
+
+
+def examples(store: FeatureStore, merged: Merged, settings: Fine, seed: int) -> Examples:
+    """Impressions of the training slice and candidates of the requests to distil, held out from other users."""
+    distil = first_requests(merged.only(merged.fold == "distil"), settings.candidate_requests)
+    learnt = outputs(store.schema, settings)
+    shown, weight = weighed(impressions(store, "train", settings.loss), settings.loss, seed)
+    candidates = _candidates(store, distil, settings, seed)
+    unseen = _impressions(impressions(store, "validation", settings.loss))
+    return Examples(
+        schema=replace(learnt, labels=(*learnt.labels, RELEVANCE)),
+        rows=Rows.concatenate([_impressions(shown), candidates]),
+        weight=np.concatenate([weight, np.ones(len(candidates), np.float32)]),
+        held_out=unseen.take(np.flatnonzero(~np.isin(unseen.user, distil.user))),
+    )
+
+
 def train(
-    features: Path, recall: Path, out: Path, *, settings: Fine, seed: int, log: Log, checkpoints: Path | None = None
+    features: Path,
+    recall: Path,
+    out: Path,
+    *,
+    settings: Fine,
+    seed: int,
+    log: Log,
+    checkpoints: Path | None = None,
+    machines: Machines = HERE,
 ) -> dict[str, float]:
     """Train the ranker named in the settings; write its weights, schema, options and fusion weights to `out`.
 
     `recall` holds the validation slice's requests. Returns validation metrics: AUC of each task on impressions and
     NDCG of the fused score on candidates, both over users of the fold `tune`.
     """
+    job = out.parent / TOGETHER
+    if settings.processes > 1:
+        _start(job, features, recall, settings, seed, checkpoints, machines)
     store = FeatureStore.open(features)
     encoder = Encoder(store)
     merged = Merged.open(recall)
-    distil = first_requests(merged.only(merged.fold == "distil"), settings.candidate_requests)
     held_out = merged.only(merged.fold == "tune")
-    learnt = outputs(store.schema, settings)
-    schema = replace(learnt, labels=(*learnt.labels, RELEVANCE))
-
-    shown, weight = weighed(impressions(store, "train", settings.loss), settings.loss, seed)
-    candidates = _candidates(store, distil, settings, seed)
-    rows = Rows.concatenate([_impressions(shown), candidates])
-    weight = np.concatenate([weight, np.ones(len(candidates), np.float32)])
-    unseen = _impressions(impressions(store, "validation", settings.loss))
-    unseen = unseen.take(np.flatnonzero(~np.isin(unseen.user, distil.user)))
-
-    model, fitted = learn(
-        encoder, schema, rows, weight, unseen, settings=settings, seed=seed, log=log, checkpoints=checkpoints
-    )
+    given = examples(store, merged, settings, seed)
+    schema, rows = given.schema, given.rows
+    if settings.processes > 1:
+        model, fitted = _learnt(job, settings, schema, log)
+    else:
+        model, fitted = learn(
+            encoder,
+            schema,
+            rows,
+            given.weight,
+            given.held_out,
+            settings=settings,
+            seed=seed,
+            log=log,
+            checkpoints=checkpoints,
+        )
     scores = score_candidates(model, encoder, store, held_out)
     weights = tune(
         with_recall(with_durations(scores, schema, HOUR), held_out.position),
@@ -292,14 +339,43 @@ def save(ranker: Ranker, out: Path, settings: Fine) -> None:
 
 def load(folder: Path) -> Ranker:
     """The ranker a folder holds, in evaluation mode."""
-    from safetensors.torch import load_file
-
     settings = json.loads((folder / "settings.json").read_text())
     schema = Schema.from_json((folder / "schema.json").read_text())
+    model = _calibrated(settings["model"], settings["options"], schema, folder / "model.safetensors")
+    return Ranker(model, schema, np.array(settings["fusion"]))
+
+
+def _calibrated(name: str, options: dict[str, Any], schema: Schema, weights: Path) -> Calibrated:
+    from safetensors.torch import load_file
+
     zeros = torch.zeros(len(schema.labels))
-    model = Calibrated(RANKERS[settings["model"]](schema, **settings["options"]), zeros, zeros.clone())
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    return Ranker(model.eval(), schema, np.array(settings["fusion"]))
+    model = Calibrated(RANKERS[name](schema, **options), zeros, zeros.clone())
+    model.load_state_dict(load_file(weights))
+    return model.eval()
+
+
+def _start(
+    job: Path, features: Path, recall: Path, settings: Fine, seed: int, checkpoints: Path | None, machines: Machines
+) -> None:
+    """Have the ranker trained by several processes, which leave in the folder `job` what `_learnt` reads."""
+    from pipeline.ranking import fine_part
+
+    shutil.rmtree(job, ignore_errors=True)
+    job.mkdir()
+    places = {"features": features, "recall": recall, "checkpoints": checkpoints}
+    told = {name: place and str(place.resolve()) for name, place in places.items()}
+    write_json(job / JOB, {**told, "settings": asdict(settings), "seed": seed})
+    launch(fine_part.__name__, job / JOB, processes=settings.processes, machines=machines)
+
+
+def _learnt(job: Path, settings: Fine, schema: Schema, log: Log) -> tuple[Calibrated, Fitted]:
+    """What several processes have learnt; the folder goes."""
+    told = json.loads((job / TOLD).read_text())
+    for epoch in told["epochs"]:
+        log(epoch["metrics"], epoch["epoch"])
+    model = _calibrated(settings.model, settings.options, schema, job / WEIGHTS)
+    shutil.rmtree(job)
+    return model, Fitted(**told["fitted"])
 
 
 def _impressions(rows: Rows) -> Rows:

@@ -17,7 +17,11 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
+from models import processes
+from models.layers import FieldEmbedding
 from pipeline.progress import training
 from pipeline.ranking.checkpoint import Checkpoint, Checkpoints
 from pipeline.ranking.optimisers import Optimisers, TableOptimiser
@@ -104,6 +108,10 @@ def fit(
     epochs again and comes to the same weights, on a CPU with as many threads bit for bit. `batches` and `validate` then
     have to depend on nothing but their argument.
 
+    Several processes (`models.processes`) train one model that each of them made with the same seed: `batches` yields
+    this process's part of every batch, `validate` is asked in all of them, and what the first one finds counts; `log`
+    is told in the first alone. Training goes on from checkpoints with as many processes.
+
     Raises `FloatingPointError` when the loss is no longer finite, and `ValueError` when the folder holds checkpoints of
     a training with other arguments.
     """
@@ -116,6 +124,11 @@ def fit(
     _keep_freed_memory()
     device = next(model.parameters()).device
     plan = {**rates, "table_optimiser": table_optimiser, "steps": steps, "epochs": epochs, "clip": clip}
+    plan |= {"processes": processes.count()}
+    measured = _together(_Measured(model, loss))
+    if processes.place() > 0:
+        torch.manual_seed(torch.initial_seed() + processes.place())
+        log = _nothing
     kept = Checkpoints(checkpoints) if checkpoints else None
     with closing(Optimisers(model, table_optimiser=table_optimiser, **rates)) as optimisers:
         found = kept.latest() if kept else None
@@ -133,7 +146,7 @@ def fit(
             with training(f"epoch {at.epoch}/{epochs}", steps=steps, rows=rows, done=at.batches) as tell:
                 for batch in unseen:
                     with torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device)):
-                        value = loss(model, batch)
+                        value = measured(batch)
                     model.zero_grad(set_to_none=True)
                     value.backward()
                     optimisers.step(_schedule(at.steps / max(1, steps * epochs)), clip)
@@ -144,14 +157,14 @@ def fit(
                         kept.write(_checkpoint(at, model, optimisers, plan))
                         begun = time.perf_counter()
             found = None
-            mean = float(at.losses) / max(at.batches, 1)
+            mean = float(processes.average(at.losses)) / max(at.batches, 1)
             if not math.isfinite(mean):
                 why = f"the training loss became {mean} in epoch {at.epoch}; lower the learning rate"
                 raise FloatingPointError(why)
             optimisers.flush()
             at.seconds += time.perf_counter() - begun
             model.eval()
-            log(metrics := {"loss": mean, **validate(model)}, at.epoch)
+            log(metrics := processes.told({"loss": mean, **validate(model)}), at.epoch)
             better = metrics[monitor] > (at.history[at.best - 1][monitor] if at.best else -math.inf)
             if better:
                 best = deepcopy(model.state_dict())
@@ -164,6 +177,36 @@ def fit(
     model.eval()
     metrics = {name: value for name, value in at.history[at.best - 1].items() if name != "loss"} if at.best else {}
     return Fitted(at.best, metrics or {monitor: -math.inf}, len(at.history), at.seconds)
+
+
+class _Measured(nn.Module):
+    """A model's loss as a module of its own, so that what wraps it sees all that the loss calls of the model."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Batch], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.loss(self.model, batch)
+
+
+def _together(measured: nn.Module) -> nn.Module:
+    """With gradients that are averaged over the processes, but those of the fused tables, which come averaged.
+
+    The averages have a group of their own: they are taken while the backward pass asks for others.
+    """
+    if processes.count() == 1:
+        return measured
+    tables = [f"{name}.table.weight" for name, one in measured.named_modules() if isinstance(one, FieldEmbedding)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(measured, tables)
+    return DistributedDataParallel(
+        measured, process_group=dist.new_group(), forward_sync_buffers=False, gradient_as_bucket_view=True
+    )
+
+
+def _nothing(metrics: dict[str, float], epoch: int) -> None:
+    """Of several processes one tells."""
 
 
 def has_bfloat16(device: torch.device) -> bool:

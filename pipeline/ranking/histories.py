@@ -6,12 +6,13 @@ looked up by its item: of the events, no more than item, domain and time lie in 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from numba import njit
 from torch import Tensor
 
 from models.schema import Schema, Sequence
@@ -59,13 +60,20 @@ class Histories:
         fields = np.empty((count, self.codes.shape[1]), np.int64)
         passed, rows = np.empty(count, np.int64), np.empty(count, np.int64)
         events = (self.item, self.domain, self.time)
-        _pack(ends, lengths, times, *events, self.codes, self.domain_place, fields, passed, rows)
+        _kernel()(ends, lengths, times, *events, self.codes, self.domain_place, fields, passed, rows)
         minutes = torch.from_numpy(passed).clamp(min=0).float() / MINUTE
         gap = torch.log2(1 + minutes).clamp(max=self.gaps - 1).long()
         return torch.from_numpy(fields), gap, torch.from_numpy(rows)
 
 
-@njit(nogil=True, cache=True)
+@cache
+def _kernel() -> Callable[..., None]:
+    """`_pack`, compiled; without histories training needs no compiler."""
+    from numba import njit
+
+    return njit(nogil=True, cache=True)(_pack)  # type: ignore[no-any-return]
+
+
 def _pack(ends, lengths, times, item, domain, time, codes, domain_place, fields, passed, rows):  # type: ignore[no-untyped-def]
     place = 0
     for row in range(len(ends)):

@@ -1,7 +1,8 @@
 """Losses on logits.
 
 A `Criterion` measures (B, T) logits against `batch["labels"]` (B, T), one loss a task. A NaN among the labels means
-that the task was not observed on that row: no loss, no gradient.
+that the task was not observed on that row: no loss, no gradient. Of several processes (`models.processes`) each has the
+losses of its own rows over the average of what all are divided by; pairs and requests are those within its rows.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models import processes
 from models.objective import Criterion
 from models.sequences import segment_log_softmax
 
@@ -22,7 +24,7 @@ def masked_bce(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
     labels = batch["labels"]
     loss = F.binary_cross_entropy_with_logits(logits, labels.nan_to_num(0.0), reduction="none")
     weight = ~labels.isnan() * (batch["weight"][:, None] if "weight" in batch else 1.0)
-    total = weight.sum(0)
+    total = processes.average(weight.sum(0))
     return (loss * weight).sum(0) / total.where(total > 0, 1.0)
 
 
@@ -38,7 +40,7 @@ def watch_time(logits: Tensor, seconds: Tensor) -> Tensor:
     known = ~seconds.isnan()
     watched = seconds.nan_to_num(0.0)
     loss = watched * F.softplus(-logits) + F.softplus(logits)
-    return (loss * known).sum() / ((1 + watched) * known).sum().clamp(min=1.0)
+    return (loss * known).sum() / processes.average(((1 + watched) * known).sum()).clamp(min=1.0)
 
 
 def with_watch_time(criterion: Criterion, task: int) -> Criterion:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from models import processes
 from models.ftrl import FTRL, LearntByFTRL
 from models.layers import FieldEmbedding
 from models.rowwise import LazyAdamW, RowAdagrad, RowWise
@@ -21,6 +22,7 @@ class Optimisers:
     `table_learning_rate`, Adagrad for its other fused tables (`models.rowwise`); AdamW for all else.
 
     `embedding_decay` is that of embeddings, fused or not, `weight_decay` that of matrices; biases and norms have none.
+    Of several processes each steps its own rows of the fused tables, and all of them step everything else alike.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Optimisers:
         by_ftrl = model.ftrl_parameters() if isinstance(model, LearntByFTRL) else []
         others = {id(parameter) for parameter in by_ftrl}
         tables = [module.table for module in model.modules() if isinstance(module, FieldEmbedding)]
+        self._sharded = {id(table.weight) for table in tables}
         tables = [table for table in tables if id(table.weight) not in others]
         others |= {id(table.weight) for table in tables}
         self._parameters = list(model.parameters())
@@ -52,9 +55,12 @@ class Optimisers:
     def step(self, rate: float, clip: float) -> None:
         """Step by the gradients, shrunk to a norm of at most `clip`, at so large a share of the learning rates."""
         of_tables = [gradient for one in self._rowwise for gradient in one.coalesce()]
-        given = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        gradients = [*of_tables, *(gradient for gradient in given if not gradient.is_sparse)]
-        torch._foreach_mul_(gradients, (clip / (nn.utils.get_total_norm(gradients) + 1e-6)).clamp(max=1.0))
+        others: list[Tensor] = []
+        for parameter in self._parameters:
+            if parameter.grad is not None and not parameter.grad.is_sparse:
+                (of_tables if id(parameter) in self._sharded else others).append(parameter.grad)
+        norm = _total_norm(of_tables, others)
+        torch._foreach_mul_([*of_tables, *others], (clip / (norm + 1e-6)).clamp(max=1.0))
         for group, peak in self._peaks:
             group["lr"] = peak * rate
         for optimiser in self._all:
@@ -85,6 +91,14 @@ class Optimisers:
             parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
             for place, parameter in enumerate(parameters):
                 yield f"{number}.{place}", optimiser.state[parameter]
+
+
+def _total_norm(sharded: list[Tensor], others: list[Tensor]) -> Tensor:
+    """Of the gradients of tables, of which each process has its rows', and of parameters that all of them have."""
+    if processes.count() == 1:
+        return nn.utils.get_total_norm([*sharded, *others])
+    squares = processes.total(nn.utils.get_total_norm(sharded).square())
+    return (squares + nn.utils.get_total_norm(others).square()).sqrt()
 
 
 def _groups(model: nn.Module, others: set[int], decays: dict[str, float]) -> list[dict[str, object]]:

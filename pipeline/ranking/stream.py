@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from models import processes
 from pipeline import lake
 from pipeline.features.store import FeatureStore, Rows, read_group, row_groups
 from pipeline.progress import progress
@@ -36,7 +37,8 @@ def streamed(
     """Batches of `size` rows of a slice, each row once an epoch, in an order that depends on seed and epoch alone.
 
     The rows of a window of `mixed` blocks, of `block` successive rows each, are shuffled together. The next window is
-    read meanwhile: two are in memory.
+    read meanwhile: two are in memory. Of several processes each reads all of them, and has its part of every batch;
+    fewer rows than processes at an epoch's end are left out of it.
     """
     path = recorded(store, encoder, slice_name)
     kind = layout(encoder.schema)
@@ -70,7 +72,9 @@ def streamed(
                 chosen = begin + random.permutation(end - begin)
                 whole = len(chosen) if last else len(chosen) // size * size
                 for first in range(0, whole, size):
-                    yield to_device(encoder.batch(window.take(chosen[first : first + size])), device)
+                    own = np.array_split(chosen[first : first + size], processes.count())
+                    if len(own[-1]):
+                        yield to_device(encoder.batch(window.take(own[processes.place()])), device)
                 left = chosen[whole:]
                 begin = size - len(left)
                 following[begin:size] = window.take(left)
@@ -80,16 +84,17 @@ def streamed(
 
 
 def recorded(store: FeatureStore, encoder: Encoder, slice_name: str) -> Path:
-    """The file of a slice's records (`layout`), found beside the features folder or written there; those of other
-    features are removed, since they are as large as the log."""
+    """The file of a slice's records (`layout`), found beside the features folder or written there, by the first of
+    several processes; those of other features are removed, since they are as large as the log."""
     print_ = lake.fingerprint(rows_of, inputs=[store.folder], slice=slice_name)
     place = lake.stage(store.folder.parent, f"records_{slice_name}", print_)
-    if not place.done:
+    if not place.done and processes.place() == 0:
         for other in store.folder.parent.glob(f"records_{slice_name}-*"):
             shutil.rmtree(other, ignore_errors=True)
         with place.writing() as folder, (folder / FILE).open("wb") as file:
             for rows in rows_of(store, slice_name):
                 encoder.records(rows).tofile(file)
+    processes.wait()
     return place.path / FILE
 
 
