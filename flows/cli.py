@@ -209,6 +209,18 @@ def zoo(
     compete(str(config), overrides or [], chosen)
 
 
+@app.command()
+def tune(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Search `[tune]` for the best settings of the fine ranker, and print them as TOML; goes on where it was."""
+    from flows.servers import prefect_home
+    from pipeline.config import load
+
+    prefect_home(Path(load(config, overrides or []).folder))
+    from flows.tune import tune as search
+
+    search(str(config), overrides or [])
+
+
 def _print_features(events: Path, features: Path, logged: dict[str, float], made: dict[str, float]) -> None:
     """What the features flow came to: a line for the events and one for the features."""
     table = Table("rows", "days", "users", "items", "fields", "numbers", "folder", width=100)

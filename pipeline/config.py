@@ -10,7 +10,7 @@ import inspect
 import json
 import tomllib
 from collections.abc import Sequence
-from dataclasses import asdict, field, fields
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -306,15 +306,65 @@ class Space:
     high: float
     log: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.low <= self.high or (self.log and self.low <= 0):
+            raise ValueError(f"low = {self.low}, high = {self.high}: low must not exceed high, nor a log range reach 0")
+
+
+@dataclass(frozen=True, config=STRICT)
+class Choice:
+    """Values to choose among, such as `{ values = [[64], [128, 64]] }`."""
+
+    values: Annotated[tuple[Any, ...], Field(min_length=1)]
+
+
+Search = dict[str, Space | Choice]
+"""Settings of `[fine]` by name, such as "learning_rate", "loss.ranking_weight" or "options.dropout"."""
+
+
+def check_search(search: Search) -> None:
+    """Raise ValueError for a name that is no setting of `[fine]`, and for a range of one that is no number."""
+    settings = Fine()
+    known = {**vars(settings), **{f"loss.{name}": value for name, value in vars(settings.loss).items()}}
+    for name in ("model", "options", "encodings", "loss"):
+        del known[name]
+    for name, space in search.items():
+        if name.startswith("options."):
+            continue
+        if name not in known:
+            raise ValueError(f"{name!r} cannot be searched; there are {', '.join(known)} and options.…")
+        if isinstance(space, Space) and isinstance(known[name], str):
+            raise ValueError(f"{name!r} is no number; give {{ values = […] }}")
+
+
+@dataclass(frozen=True, config=STRICT)
+class Tune:
+    """What `recfunnel tune` does: so many trials over `search`, by the AUC of `contract.positive` on the validation
+    slice. The first `unpruned` of them are trained to their end; later ones are given up after an epoch in which they
+    are behind the median of the others."""
+
+    trials: PositiveInt = 20
+    unpruned: NonNegativeInt = 5
+    search: Search = field(
+        default_factory=lambda: {
+            "learning_rate": Space(0.0005, 0.02, log=True),
+            "embedding_decay": Space(0.01, 30.0, log=True),
+            "batch_size": Choice((256, 512, 1024, 2048)),
+        }
+    )
+
+    def __post_init__(self) -> None:
+        check_search(self.search)
+
 
 @dataclass(frozen=True, config=STRICT)
 class Zoo:
-    """The rankers' contest: for each, so many trials over `search`, whose keys are numbers of `[fine]` or, as
-    "options.…", of the rankers that have them; then so many seeds."""
+    """The rankers' contest: for each, so many trials over `search`, whose options are those of the rankers that have
+    them; then so many seeds."""
 
     trials: NonNegativeInt = 4
     seeds: PositiveInt = 3
-    search: dict[str, Space] = field(
+    search: Search = field(
         default_factory=lambda: {
             "learning_rate": Space(0.001, 0.01, log=True),
             "embedding_decay": Space(0.01, 30.0, log=True),
@@ -323,10 +373,7 @@ class Zoo:
     )
 
     def __post_init__(self) -> None:
-        numbers = [one.name for one in fields(Fine) if one.type == "float" or one.type == "PositiveFloat"]
-        for name in self.search:
-            if name not in numbers and not name.startswith("options."):
-                raise ValueError(f"{name!r} cannot be searched; there are {', '.join(numbers)} and options.…")
+        check_search(self.search)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -373,6 +420,7 @@ class Config:
     recall: Recall = Recall()
     coarse: Coarse = Coarse()
     fine: Fine = Fine()
+    tune: Tune = Tune()
     zoo: Zoo = Zoo()
     evaluation: Evaluation = Evaluation()
 

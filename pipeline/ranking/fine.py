@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +115,18 @@ def with_durations(probabilities: np.ndarray, schema: Schema, unit: float = 1.0)
     return values
 
 
-def impressions(store: FeatureStore, name: str, loss: Loss) -> Rows:
+def impressions(store: FeatureStore, name: str, watch_time: str) -> Rows:
     """The log's rows of a slice with the labels of `outputs`."""
     rows = store.log(name)
-    watched = [store.schema.durations.index(one) for one in store.schema.durations if one == loss.watch_time]
+    watched = [store.schema.durations.index(one) for one in store.schema.durations if one == watch_time]
     return replace(rows, labels=np.concatenate([rows.labels, rows.durations[:, watched]], axis=1))
+
+
+@lru_cache(maxsize=1)
+def opened(features: Path, watch_time: str) -> tuple[FeatureStore, Rows, Rows]:
+    """The store, and the training and validation slices' impressions, read once for all trainings on them."""
+    store = FeatureStore.open(features)
+    return store, impressions(store, "train", watch_time), impressions(store, "validation", watch_time)
 
 
 def outputs(schema: Schema, settings: Fine) -> Schema:
@@ -160,11 +168,11 @@ def train(
     learnt = outputs(store.schema, settings)
     schema = replace(learnt, labels=(*learnt.labels, RELEVANCE))
 
-    shown, weight = weighed(impressions(store, "train", settings.loss), settings.loss, seed)
+    shown, weight = weighed(impressions(store, "train", settings.loss.watch_time), settings.loss, seed)
     candidates = _candidates(store, distil, settings, seed)
     rows = Rows.concatenate([_impressions(shown), candidates])
     weight = np.concatenate([weight, np.ones(len(candidates), np.float32)])
-    unseen = _impressions(impressions(store, "validation", settings.loss))
+    unseen = _impressions(impressions(store, "validation", settings.loss.watch_time))
     unseen = unseen.take(np.flatnonzero(~np.isin(unseen.user, distil.user)))
 
     model, fitted = learn(
