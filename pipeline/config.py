@@ -251,6 +251,8 @@ class Loss:
     `negative_rate`: the share of negative labels that is trained on; probabilities are corrected for it.
     `repeat_weight`: how much more an item shown again to its user within a day counts, by the logarithm of how often.
     `watch_time`: the duration of `contract.durations` that is one more output, the expected seconds.
+    `delay`: tasks whose positives arrive late, at `<task>_time`, so that a negative may be a positive to come.
+    `delay_variance`: a row waits until a label over the share known of it varies by no more than that (relative).
     """
 
     ranking: Literal["none", "user", "domain"] = "none"
@@ -258,8 +260,12 @@ class Loss:
     negative_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
     repeat_weight: NonNegativeFloat = 0.0
     watch_time: str = ""
+    delay: tuple[str, ...] = ()
+    delay_variance: PositiveFloat = 1.0
 
     def __post_init__(self) -> None:
+        if self.delay and self.repeat_weight:
+            raise ValueError("delay needs rows that count alike; leave repeat_weight at 0")
         if self.watch_time and self.negative_rate < 1:
             raise ValueError("watch_time needs every impression; leave negative_rate at 1")
 
@@ -296,6 +302,17 @@ class Fine:
         for option in self.options:
             if option not in known or option == "schema":
                 raise ValueError(f"{self.model} has no option {option!r}; it has {', '.join(list(known)[1:])}")
+
+
+@dataclass(frozen=True, config=STRICT)
+class Refresh:
+    """How `recfunnel refresh` trains the fine ranker and the two-tower on the rows since the champion: few rows want
+    small batches and short steps. `resamples` is the bootstrap's of the gate."""
+
+    epochs: PositiveInt = 1
+    batch_size: PositiveInt = 256
+    learning_rate: PositiveFloat = 0.001
+    resamples: PositiveInt = 1_000
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -420,6 +437,7 @@ class Config:
     recall: Recall = Recall()
     coarse: Coarse = Coarse()
     fine: Fine = Fine()
+    refresh: Refresh = Refresh()
     tune: Tune = Tune()
     zoo: Zoo = Zoo()
     evaluation: Evaluation = Evaluation()
@@ -430,6 +448,8 @@ class Config:
             raise ValueError(
                 f"fine.loss.watch_time: {watched!r} is not in contract.durations ({', '.join(durations) or 'none'})"
             )
+        if unknown := [task for task in self.fine.loss.delay if task not in self.contract.tasks]:
+            raise ValueError(f"fine.loss.delay: {unknown[0]!r} is no task ({', '.join(self.contract.tasks)})")
         if both := [name for name in durations if name in self.contract.tasks]:
             raise ValueError(f"contract.durations: {both[0]!r} is a task already; a duration is no 0/1 label")
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from pipeline.config import Fine
 from pipeline.diagnostics import collapse
-from pipeline.evaluation.impressions import task_table
+from pipeline.evaluation.impressions import as_known, task_table
 from pipeline.evaluation.plots import DPI, LIGHT, WIDTH
 from pipeline.features.store import Rows
 from pipeline.ranking import chain, fine
@@ -45,21 +45,21 @@ def contest(
     """
     store, train, held_out = fine.opened(features, settings.loss.watch_time)
     encoder = Encoder(store)
-    rows, weight = fine.weighed(train, settings.loss, seed)
+    training = fine.weighed(store, train, settings.loss, seed)
     schema = fine.outputs(store.schema, settings)
     model, fitted = fine.learn(
-        encoder, schema, rows, weight, held_out, settings=settings, seed=seed, log=log, checkpoints=checkpoints
+        encoder, schema, training, held_out, settings=settings, seed=seed, log=log, checkpoints=checkpoints
     )
-    predictions = pl.DataFrame(pa.table(chain.predict(store, encoder, model, schema)))
+    predictions = pl.DataFrame(pa.table(chain.predict(store, encoder, model, schema, training.delays)))
     names = pl.lit(pl.Series(store.schema.domains)).gather(pl.col("domain"))
-    judged = task_table(predictions.with_columns(domain=names), store.schema.labels).filter(exposure="all")
+    judged = task_table(as_known(predictions.with_columns(domain=names)), store.schema.labels).filter(exposure="all")
     metrics = {
         **{f"validation_{name}": value for name, value in fitted.metrics.items()},
         **chain.watch_metrics(predictions.to_arrow(), schema),
         "best_epoch": fitted.epoch,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "rows_per_second": fitted.epochs * len(rows) / fitted.seconds,
-        "ms_per_300": latency(model, encoder, rows.take(slice(0, CANDIDATES))),
+        "rows_per_second": fitted.epochs * len(training.rows) / fitted.seconds,
+        "ms_per_300": latency(model, encoder, training.rows.take(slice(0, CANDIDATES))),
     }
     if abundance := collapse.by_field(model, store.schema):
         metrics["information_abundance"] = float(np.nanmean(list(abundance.values())))

@@ -51,7 +51,7 @@ def judge(features: Path, settings: Fine, report: Report, *, seed: int) -> dict[
     """The best validation metrics of a ranker trained on the training slice's impressions; None where a report said to
     stop or the loss was no longer finite."""
     store, shown, held_out = fine.opened(features, settings.loss.watch_time)
-    rows, weight = fine.weighed(shown, settings.loss, seed)
+    training = fine.weighed(store, shown, settings.loss, seed)
 
     def log(metrics: dict[str, float], epoch: int) -> None:
         if not report(metrics, epoch):
@@ -61,8 +61,7 @@ def judge(features: Path, settings: Fine, report: Report, *, seed: int) -> dict[
         _, fitted = fine.learn(
             Encoder(store),
             fine.outputs(store.schema, settings),
-            rows,
-            weight,
+            training,
             held_out,
             settings=settings,
             seed=seed,
