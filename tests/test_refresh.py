@@ -50,9 +50,10 @@ def shop(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "shop.toml").write_text(CONFIG)
     events = latest(small_run)["events"]
     log = pl.read_parquet(events / "events.parquet")
-    for (day,), part in log.partition_by(
-        pl.col("time").dt.date().alias("day"), as_dict=True, include_key=False
-    ).items():
+    days = log.with_columns(day=pl.col("time").dt.date().cast(pl.String)).partition_by(
+        "day", as_dict=True, include_key=False
+    )
+    for (day,), part in days.items():
         part.write_parquet(home / f"log/{day}.parquet")
     for name in ("items", "users"):
         pl.read_parquet(events / f"{name}.parquet").write_parquet(home / f"log/{name}.parquet")

@@ -59,7 +59,8 @@ def present(settings: Fine) -> Point:
 def nearest(settings: Fine, search: Search) -> Point:
     """The settings themselves as Optuna's parameters: of a range what is nearest to them, of choices the first if they
     are none of these."""
-    known, point = present(settings), {}
+    known = present(settings)
+    point: Point = {}
     for name, space in search.items():
         if isinstance(space, Choice):
             texts = [json.dumps(value) for value in space.values]
