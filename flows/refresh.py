@@ -18,6 +18,7 @@ from pipeline import lake, tracking
 from pipeline.config import Config
 from pipeline.evaluation import promotion
 from pipeline.lake import InputError
+from pipeline.ranking import carry
 from pipeline.recall import candidates
 
 CONTINUED = ("two_tower",)
@@ -49,6 +50,7 @@ def refresh(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
         settings = shorter(settings)
 
         events, made = features(settings, run)
+        carry.check_new(made, champions["fine"])
         data = lake.read_manifest(events)["fingerprint"]
         run.data(events, data)
         routes = train_routes(settings, made, run, {name: champions[name] for name in names[1:]})

@@ -136,5 +136,5 @@ def test_a_ranker_goes_on_from_its_champion_on_the_rows_since(small_run, tmp_pat
     with pytest.raises(InputError, match="the champion is flat_dnn"):
         train("other", replace(QUICK, model="mmoe"), tmp_path / "first")
     told.write(tmp_path / "first")
-    with pytest.raises(InputError, match="no impression since"):
+    with pytest.raises(InputError, match="has nothing new"):
         train("nothing", champion=tmp_path / "first")

@@ -73,6 +73,7 @@ def command(name: str, home: Path, server: str, *overrides: str) -> tuple[int, s
     return process.returncode, out, errors
 
 
+@pytest.mark.slow
 def test_refreshing_promotes_what_is_better_and_keeps_the_champion_else(shop: Path, server: str) -> None:
     status, out, errors = command("refresh", shop, server)
     assert status == 2, out
@@ -83,10 +84,10 @@ def test_refreshing_promotes_what_is_better_and_keeps_the_champion_else(shop: Pa
     before = {name: Known.read(tracking.champion(data, name)) for name in ("recfunnel-fine", "recfunnel-two-tower")}
     status, out, errors = command("refresh", shop, server)
     assert status == 2, out
-    assert "no impression since the champion" in errors or "no row of the train slice" in errors
+    assert "no impression since the champion" in errors
 
     grow(shop)
-    status, out, errors = command("refresh", shop, server, "refresh.learning_rate=1e-9")
+    status, out, errors = command("refresh", shop, server, "refresh.learning_rate=1.0")
     assert status == 0, out + errors
     assert "the champion stays" in out.splitlines()[-1]
     assert client(data).get_model_version_by_alias("recfunnel-fine", CHAMPION).version == "1"

@@ -43,8 +43,7 @@ def contest(
     second; the milliseconds that 300 candidates of one request take, features looked up, on this machine; and the
     mean information abundance of the ids' and other fields' embeddings.
     """
-    store, train, held_out = fine.opened(features, settings.loss.watch_time)
-    encoder = Encoder(store)
+    store, encoder, train, held_out = fine.opened(features, settings.loss.watch_time)
     training = fine.weighed(store, train, settings.loss, seed)
     schema = fine.outputs(store.schema, settings)
     model, fitted = fine.learn(

@@ -21,7 +21,8 @@ def contest(
     features: Path, challenger: Path, out: Path, *, champion: Path, positive: str, resamples: int, seed: int
 ) -> dict[str, float]:
     """Log loss of both rankers on the test slice's impressions, the champion carried over to these features, and the
-    paired bootstrap over users of what the challenger gains.
+    paired bootstrap over users of what the challenger gains. Labels that come late are held against the probability
+    that they are known.
 
     Returns both log losses and AUCs, the gain with its interval, and `promoted`, 1 where the whole interval is above
     zero; the same goes to gate.json.
@@ -30,11 +31,13 @@ def contest(
     encoder, rows = Encoder(store), store.log("test")
     place = store.schema.labels.index(positive)
     label = rows.labels[:, place]
+    ours, theirs = fine.load(challenger), fine.carried(champion, store)
+    known = ours.delays[positive].known(store.slices["end"] - rows.time) if positive in ours.delays else 1.0
     scores = {
-        "champion": _scores(fine.carried(champion, store), encoder, rows, positive),
-        "challenger": _scores(fine.load(challenger), encoder, rows, positive),
+        "champion": _scores(theirs, encoder, rows, positive),
+        "challenger": _scores(ours, encoder, rows, positive),
     }
-    losses = {name: surprise(label, score) for name, score in scores.items()}
+    losses = {name: surprise(label, score * known) for name, score in scores.items()}
     gain = paired_bootstrap(losses["champion"] - losses["challenger"], rows.user, resamples=resamples, seed=seed)
     told = {
         **{f"log_loss_{name}": float(loss.mean()) for name, loss in losses.items()},

@@ -97,6 +97,13 @@ class Known:
         return {"ids_carried": stayed, "ids_entered": now - stayed, "ids_left": then - stayed}
 
 
+def check_new(features: Path, champion: Path) -> None:
+    """Raise `InputError` where the train slice of these features ends where that of the champion did."""
+    until = json.loads((features / "slices.json").read_text())["validation"]
+    if until <= Known.read(champion).until:
+        raise InputError("events: no impression since the champion was trained; refresh when the log has grown")
+
+
 def codes_of(ids: npt.NDArray[np.int64], known: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The code of each id (N,) where the codes 1, 2, … stand for `known`; 0 for another."""
     if not len(known):

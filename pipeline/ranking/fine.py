@@ -133,10 +133,11 @@ def impressions(store: FeatureStore, name: str, watch_time: str) -> Rows:
 
 
 @lru_cache(maxsize=1)
-def opened(features: Path, watch_time: str) -> tuple[FeatureStore, Rows, Rows]:
-    """The store, and the training and validation slices' impressions, read once for all trainings on them."""
+def opened(features: Path, watch_time: str) -> tuple[FeatureStore, Encoder, Rows, Rows]:
+    """The store, its encoder, and the training and validation slices' impressions, read once for all trainings on
+    them."""
     store = FeatureStore.open(features)
-    return store, impressions(store, "train", watch_time), impressions(store, "validation", watch_time)
+    return store, Encoder(store), impressions(store, "train", watch_time), impressions(store, "validation", watch_time)
 
 
 def outputs(schema: Schema, settings: Fine) -> Schema:
@@ -312,12 +313,9 @@ def weighed(store: FeatureStore, shown: Rows, loss: Loss, seed: int, before: Kno
     delays = delay.curves(store, loss.delay) if loss.delay else {}
     asked = delay.ask(store, shown, loss, delays, before)
     rows, weight = replace(shown, labels=asked.labels), repeat_weights(shown, loss.repeat_weight)
-    if before:
-        new = ~np.isnan(rows.labels).all(axis=1)
-        if not (rows.time >= before.until).any():
-            raise InputError("events: no impression since the champion was trained; refresh when the log has grown")
-    else:
-        new = np.ones(len(rows), dtype=bool)
+    new = ~np.isnan(rows.labels).all(axis=1) if before else np.ones(len(rows), dtype=bool)
+    if not new.any():
+        raise InputError(f"{store.folder}: the train slice has nothing new; refresh when the log has grown")
     rows, kept = sample_negatives(rows.take(new), loss.negative_rate, seed)
     known, gained = (values[new][kept] for values in (asked.known, asked.gained))
     told = {"rows_waiting": asked.waiting, "late_positives": asked.late} if delays else {}

@@ -20,7 +20,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.config import Fine, Search, Tune
 from pipeline.ranking import fine, search
-from pipeline.ranking.batches import Encoder
 from pipeline.ranking.search import Point
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -50,7 +49,7 @@ class _Stopped(Exception):  # noqa: N818
 def judge(features: Path, settings: Fine, report: Report, *, seed: int) -> dict[str, float] | None:
     """The best validation metrics of a ranker trained on the training slice's impressions; None where a report said to
     stop or the loss was no longer finite."""
-    store, shown, held_out = fine.opened(features, settings.loss.watch_time)
+    store, encoder, shown, held_out = fine.opened(features, settings.loss.watch_time)
     training = fine.weighed(store, shown, settings.loss, seed)
 
     def log(metrics: dict[str, float], epoch: int) -> None:
@@ -59,7 +58,7 @@ def judge(features: Path, settings: Fine, report: Report, *, seed: int) -> dict[
 
     try:
         _, fitted = fine.learn(
-            Encoder(store),
+            encoder,
             fine.outputs(store.schema, settings),
             training,
             held_out,
