@@ -1,4 +1,4 @@
-"""Training on a machine with torch, numpy and pyarrow alone: nothing else may be imported by the loop and its batches."""
+"""Training on a machine with torch, numpy and pyarrow alone: the loop and its batches may import nothing else."""
 
 from __future__ import annotations
 

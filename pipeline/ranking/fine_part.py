@@ -37,8 +37,7 @@ def work(job: Path) -> None:
         model, fitted = fine.learn(
             Encoder(store),
             given.schema,
-            given.rows,
-            given.weight,
+            given.training,
             given.held_out,
             settings=settings,
             seed=asked["seed"],
