@@ -209,6 +209,35 @@ def zoo(
     compete(str(config), overrides or [], chosen)
 
 
+@app.command()
+def tune(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Search `[tune]` for the best settings of the fine ranker, and print them as TOML; goes on where it was."""
+    from flows.servers import prefect_home
+    from pipeline.config import load
+
+    prefect_home(Path(load(config, overrides or []).folder))
+    from flows.tune import tune as search
+
+    search(str(config), overrides or [])
+
+
+@app.command()
+def refresh(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Train the champions on, on what the log has grown by, and promote what is better than they are."""
+    from flows.servers import prefect_home
+    from pipeline.config import load
+
+    prefect_home(Path(load(config, overrides or []).folder))
+    from flows.refresh import refresh as go_on
+
+    told = go_on(str(config), overrides or [])
+    verdict = "promoted" if told["promoted"] else "the champion stays"
+    print(
+        f"done: {verdict}, log loss {told['log_loss_champion']:.5f} → {told['log_loss_challenger']:.5f} · "
+        f"gain {told['gain']:+.5f} ({told['gain_low']:+.5f} to {told['gain_high']:+.5f}) · MLflow run {told['run']}"
+    )
+
+
 def _print_features(events: Path, features: Path, logged: dict[str, float], made: dict[str, float]) -> None:
     """What the features flow came to: a line for the events and one for the features."""
     table = Table("rows", "days", "users", "items", "fields", "numbers", "folder", width=100)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from prefect import Task, flow
 
+from flows.recall import weights
 from flows.stages import keep_or_make
 from pipeline.config import Config
 from pipeline.ranking import chain, coarse, fine
@@ -19,8 +20,11 @@ remember_lists = Task(cache.remember, name="remember lists")
 
 
 @flow(name="train rankers")
-def train_rankers(config: Config, features: Path, validation: Path, run: Run) -> tuple[Path, Path]:
-    """Train both rankers on the validation slice's requests. Returns the folders of the coarse and the fine one."""
+def train_rankers(
+    config: Config, features: Path, validation: Path, run: Run, champion: Path | None = None
+) -> tuple[Path, Path]:
+    """Train both rankers on the validation slice's requests, the fine one from a `champion` on if there is one. Returns
+    the folders of the coarse and the fine one."""
     fine_ranker = keep_or_make(
         train_fine,
         "fine",
@@ -28,8 +32,9 @@ def train_rankers(config: Config, features: Path, validation: Path, run: Run) ->
         validation,
         root=config.root,
         run=run,
+        reads=weights(champion),
+        beside={"champion": champion, "machines": config.machines},
         trains=True,
-        beside={"machines": config.machines},
         settings=config.fine,
         seed=config.seed,
     )

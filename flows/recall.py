@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from prefect import Task, flow
 
 from flows.stages import keep_or_make
 from pipeline.config import Config
+from pipeline.ranking.carry import WEIGHTS
 from pipeline.recall import candidates
 from pipeline.tracking import Run
 
@@ -15,8 +18,11 @@ recall_candidates = Task(candidates.recall, name="recall candidates")
 
 
 @flow(name="train routes")
-def train_routes(config: Config, features: Path, run: Run) -> dict[str, Path]:
-    """Train the routes that have a model. Returns their folders by route."""
+def train_routes(
+    config: Config, features: Path, run: Run, champions: Mapping[str, Path] = MappingProxyType({})
+) -> dict[str, Path]:
+    """Train the routes that have a model, those of which there is a champion from it on. Returns their folders by
+    route."""
     settings, positive = config.recall, config.contract.positive
     return {
         route: keep_or_make(
@@ -25,7 +31,8 @@ def train_routes(config: Config, features: Path, run: Run) -> dict[str, Path]:
             features,
             root=config.root,
             run=run,
-            reads=candidates.reads(settings, route),
+            reads=[*candidates.reads(settings, route), *weights(champions.get(route))],
+            beside={"champion": champions[route]} if route in champions else None,
             trains=True,
             positive=positive,
             seed=config.seed,
@@ -33,6 +40,11 @@ def train_routes(config: Config, features: Path, run: Run) -> dict[str, Path]:
         )
         for route in candidates.trained(settings)
     }
+
+
+def weights(model: Path | None) -> list[Path]:
+    """The file that says which model it is."""
+    return [model / WEIGHTS] if model else []
 
 
 @flow(name="recall")

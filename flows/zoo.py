@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import traceback
 from collections.abc import Callable
@@ -19,19 +18,17 @@ from rich.table import Table
 
 from flows.features import features
 from flows.stages import keep_or_make, numbers
-from models import RANKERS
 from pipeline import config as configuration
 from pipeline import tracking
 from pipeline.config import Config, Fine
 from pipeline.evaluation import impressions, leaderboard, plots, truth
 from pipeline.features.store import FeatureStore
-from pipeline.ranking import chain
+from pipeline.ranking import chain, search
 
 judge_ranker = Task(leaderboard.contest, name="judge ranker")
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-OPTION = "options."
 SHOWN_DOMAINS = 7
 
 Judge = Callable[..., dict[str, float]]
@@ -89,28 +86,17 @@ def zoo(config: str, overrides: list[str], models: list[str]) -> dict[str, Any]:
 def tune(settings: Config, model: str, judge: Judge) -> Fine:
     """The best of `zoo.trials` settings of a model by its AUC on the validation slice (Optuna's TPE sampler).
 
-    The first are the configuration's own, or what of the range is nearest to them; without a trial they stand. An
+    The first are the configuration's own, or what of the space is nearest to them; without a trial they stand. An
     option that the ranker does not have is left out of its search.
     """
     start = replace(settings.fine, model=model, options=settings.fine.options if model == settings.fine.model else {})
-    options = inspect.signature(RANKERS[model]).parameters
-    search = {
-        name: space
-        for name, space in settings.zoo.search.items()
-        if not name.startswith(OPTION) or name.removeprefix(OPTION) in options
-    }
-    present = {OPTION + name: option.default for name, option in options.items()} | vars(start)
+    space = {name: one for name, one in settings.zoo.search.items() if name in search.present(start)}
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=settings.seed))
-    study.enqueue_trial({name: min(max(present[name], space.low), space.high) for name, space in search.items()})
+    study.enqueue_trial(search.nearest(start, space))
     tried = []
     for number in range(settings.zoo.trials):
         trial = study.ask()
-        drawn: list[tuple[str, Any]] = [
-            (name, trial.suggest_float(name, space.low, space.high, log=space.log)) for name, space in search.items()
-        ]
-        own = {name.removeprefix(OPTION): value for name, value in drawn if name.startswith(OPTION)}
-        plain = {name: value for name, value in drawn if not name.startswith(OPTION)}
-        tried.append(replace(start, **plain, options={**start.options, **own}))
+        tried.append(search.settings_at(start, search.draw(trial, start, space)))
         judged = judge(f"zoo_{model}_trial{number}", settings=tried[-1], seed=0)
         study.tell(trial, judged[f"validation_auc_{settings.contract.positive}"])
     return tried[study.best_trial.number] if tried else start

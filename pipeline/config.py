@@ -10,7 +10,7 @@ import inspect
 import json
 import tomllib
 from collections.abc import Sequence
-from dataclasses import asdict, field, fields
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -251,6 +251,8 @@ class Loss:
     `negative_rate`: the share of negative labels that is trained on; probabilities are corrected for it.
     `repeat_weight`: how much more an item shown again to its user within a day counts, by the logarithm of how often.
     `watch_time`: the duration of `contract.durations` that is one more output, the expected seconds.
+    `delay`: tasks whose positives arrive late, at `<task>_time`, so that a negative may be a positive to come.
+    `delay_variance`: a row waits until a label over the share known of it varies by no more than that (relative).
     """
 
     ranking: Literal["none", "user", "domain"] = "none"
@@ -258,8 +260,12 @@ class Loss:
     negative_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
     repeat_weight: NonNegativeFloat = 0.0
     watch_time: str = ""
+    delay: tuple[str, ...] = ()
+    delay_variance: PositiveFloat = 1.0
 
     def __post_init__(self) -> None:
+        if self.delay and self.repeat_weight:
+            raise ValueError("delay needs rows that count alike; leave repeat_weight at 0")
         if self.watch_time and self.negative_rate < 1:
             raise ValueError("watch_time needs every impression; leave negative_rate at 1")
 
@@ -301,6 +307,17 @@ class Fine:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Refresh:
+    """How `recfunnel refresh` trains the fine ranker and the two-tower on the rows since the champion: few rows want
+    small batches and short steps. `resamples` is the bootstrap's of the gate."""
+
+    epochs: PositiveInt = 1
+    batch_size: PositiveInt = 256
+    learning_rate: PositiveFloat = 0.001
+    resamples: PositiveInt = 1_000
+
+
+@dataclass(frozen=True, config=STRICT)
 class Space:
     """A range to search, evenly or by the logarithm."""
 
@@ -308,15 +325,65 @@ class Space:
     high: float
     log: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.low <= self.high or (self.log and self.low <= 0):
+            raise ValueError(f"low = {self.low}, high = {self.high}: low must not exceed high, nor a log range reach 0")
+
+
+@dataclass(frozen=True, config=STRICT)
+class Choice:
+    """Values to choose among, such as `{ values = [[64], [128, 64]] }`."""
+
+    values: Annotated[tuple[Any, ...], Field(min_length=1)]
+
+
+Search = dict[str, Space | Choice]
+"""Settings of `[fine]` by name, such as "learning_rate", "loss.ranking_weight" or "options.dropout"."""
+
+
+def check_search(search: Search) -> None:
+    """Raise ValueError for a name that is no setting of `[fine]`, and for a range of one that is no number."""
+    settings = Fine()
+    known = {**vars(settings), **{f"loss.{name}": value for name, value in vars(settings.loss).items()}}
+    for name in ("model", "options", "encodings", "loss"):
+        del known[name]
+    for name, space in search.items():
+        if name.startswith("options."):
+            continue
+        if name not in known:
+            raise ValueError(f"{name!r} cannot be searched; there are {', '.join(known)} and options.…")
+        if isinstance(space, Space) and isinstance(known[name], str):
+            raise ValueError(f"{name!r} is no number; give {{ values = […] }}")
+
+
+@dataclass(frozen=True, config=STRICT)
+class Tune:
+    """What `recfunnel tune` does: so many trials over `search`, by the AUC of `contract.positive` on the validation
+    slice. The first `unpruned` of them are trained to their end; later ones are given up after an epoch in which they
+    are behind the median of the others."""
+
+    trials: PositiveInt = 20
+    unpruned: NonNegativeInt = 5
+    search: Search = field(
+        default_factory=lambda: {
+            "learning_rate": Space(0.0005, 0.02, log=True),
+            "embedding_decay": Space(0.01, 30.0, log=True),
+            "batch_size": Choice((256, 512, 1024, 2048)),
+        }
+    )
+
+    def __post_init__(self) -> None:
+        check_search(self.search)
+
 
 @dataclass(frozen=True, config=STRICT)
 class Zoo:
-    """The rankers' contest: for each, so many trials over `search`, whose keys are numbers of `[fine]` or, as
-    "options.…", of the rankers that have them; then so many seeds."""
+    """The rankers' contest: for each, so many trials over `search`, whose options are those of the rankers that have
+    them; then so many seeds."""
 
     trials: NonNegativeInt = 4
     seeds: PositiveInt = 3
-    search: dict[str, Space] = field(
+    search: Search = field(
         default_factory=lambda: {
             "learning_rate": Space(0.001, 0.01, log=True),
             "embedding_decay": Space(0.01, 30.0, log=True),
@@ -325,10 +392,7 @@ class Zoo:
     )
 
     def __post_init__(self) -> None:
-        numbers = [one.name for one in fields(Fine) if one.type == "float" or one.type == "PositiveFloat"]
-        for name in self.search:
-            if name not in numbers and not name.startswith("options."):
-                raise ValueError(f"{name!r} cannot be searched; there are {', '.join(numbers)} and options.…")
+        check_search(self.search)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -389,6 +453,8 @@ class Config:
     coarse: Coarse = Coarse()
     fine: Fine = Fine()
     machines: Machines = Machines()
+    refresh: Refresh = Refresh()
+    tune: Tune = Tune()
     zoo: Zoo = Zoo()
     evaluation: Evaluation = Evaluation()
 
@@ -402,6 +468,8 @@ class Config:
             raise ValueError(
                 f"fine.processes: {self.fine.processes} do not fall evenly on {self.machines.hosts} machines.hosts"
             )
+        if unknown := [task for task in self.fine.loss.delay if task not in self.contract.tasks]:
+            raise ValueError(f"fine.loss.delay: {unknown[0]!r} is no task ({', '.join(self.contract.tasks)})")
         if both := [name for name in durations if name in self.contract.tasks]:
             raise ValueError(f"contract.durations: {both[0]!r} is a task already; a duration is no 0/1 label")
 

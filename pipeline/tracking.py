@@ -136,6 +136,18 @@ def champion(folder: Path, name: str) -> Path:
     return Path(download_artifacts(artifact_uri=uri, tracking_uri=database(folder)))
 
 
+def champion_maker(folder: Path, name: str) -> str | None:
+    """The name of the run that registered the champion; None where there is no champion."""
+    store = client(folder)
+    try:
+        version = store.get_model_version_by_alias(name, CHAMPION)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return None
+    return str(store.get_run(version.run_id).info.run_name)
+
+
 def database(folder: Path) -> str:
     """Address of a data folder's MLflow store."""
     return f"sqlite:///{folder.resolve() / 'mlflow.db'}"

@@ -1,4 +1,4 @@
-"""Training on a machine with torch, numpy and pyarrow alone: the loop and its batches import nothing else."""
+"""Training on a machine with torch, numpy and pyarrow alone: the loop and its batches may import nothing else."""
 
 from __future__ import annotations
 

@@ -207,7 +207,7 @@ def test_the_seconds_watched_are_one_more_output(watched, tmp_path):
     ranker, store = fine.load(tmp_path), FeatureStore.open(watched["features"])
     assert ranker.schema.labels == (*store.schema.labels, "watch", fine.RELEVANCE)
     assert told["validation_ratio_watch"] == pytest.approx(1, abs=0.3)
-    impressions = chain.predict(store, Encoder(store), ranker.model, ranker.schema)
+    impressions = chain.predict(store, Encoder(store), ranker.model, ranker.schema, ranker.delays)
     assert "score_relevance" not in impressions.column_names
     expected = impressions["score_watch"].to_numpy()
     logits = fine.logits(ranker.model, Encoder(store), store.log("test")).numpy()

@@ -25,7 +25,7 @@ STAGES = (
     "evaluation",
     "report",
 )
-KILLED_IN = ("features", "two_tower", "recall_test", "fine", "ranked", "evaluation")
+KILLED_IN = ("features", "two_tower", "fine", "recall_test", "ranked", "evaluation")
 
 
 def start(server: str, folder: Path) -> subprocess.Popen[str]:

@@ -12,7 +12,7 @@ import pytest
 from event_tables import CONTRACT, FEATURES, write_events
 from torch import nn
 
-from pipeline.config import Crosses, Fine, Split
+from pipeline.config import Crosses, Fine, Loss, Split
 from pipeline.diagnostics.gated_fields import by_gate
 from pipeline.evaluation.metrics import auc
 from pipeline.features.build import build
@@ -48,13 +48,12 @@ def store(events: Path, out: Path, crosses: Crosses) -> FeatureStore:
 
 
 def trained(store: FeatureStore, model: str) -> nn.Module:
-    encoder, rows = Encoder(store), store.log("train")
+    encoder, training = Encoder(store), fine.weighed(store, store.log("train"), Loss(), seed=0)
     settings = Fine(model=model, epochs=3, learning_rate=0.01, batch_size=128, patience=3)
     return fine.learn(
         encoder,
         store.schema,
-        rows,
-        np.ones(len(rows), np.float32),
+        training,
         store.log("validation"),
         settings=settings,
         seed=0,

@@ -20,7 +20,7 @@ from pipeline import config
 from pipeline.features import build
 from pipeline.features.store import FeatureStore
 from pipeline.lake import InputError
-from pipeline.recall import history_tower, multi_interest, sequential, youtube_dnn
+from pipeline.recall import candidates, history_tower, multi_interest, sequential, youtube_dnn
 from pipeline.recall.history_tower import Known, Windows
 from pipeline.recall.route import Requests
 from pipeline.recall.snapshot import Snapshot, take
@@ -262,3 +262,24 @@ def test_hard_negatives_are_learnt_from(features: Path, tmp_path: Path) -> None:
         sequential.train(features, tmp_path / name, **given, earlier=earlier)
     easy, hard = ((tmp_path / name / history_tower.WEIGHTS).read_bytes() for name in ("easy", "hard"))
     assert easy != hard
+
+
+def test_the_recall_stage_asks_it_beside_others(features: Path, tmp_path: Path) -> None:
+    for name in ("model", "out"):
+        (tmp_path / name).mkdir()
+    youtube_dnn.train(features, tmp_path / "model", positive="click", seed=0, log=lambda *_: None, epochs=1, **SETTINGS)
+    options = {"youtube_dnn": {"index": "hnsw", "epochs": 1}}
+    settings = config.Recall(routes=("youtube_dnn", "hot"), per_route=20, merged=30, options=options)
+    candidates.check(settings)
+    assert candidates.trained(settings) == ["youtube_dnn"]
+    metrics = candidates.recall(
+        features,
+        {"youtube_dnn": tmp_path / "model"},
+        out=tmp_path / "out",
+        moment="test",
+        settings=settings,
+        positive="click",
+        tasks=config.Contract().tasks,
+        requests=100,
+    )
+    assert metrics["recall_union"] >= metrics["recall_youtube_dnn"] > 0

@@ -110,8 +110,11 @@ def test_what_is_not_available_is_not_recalled(trained: Trained, tmp_path: Path)
 
 def test_fitting_twice_writes_the_same_bytes(trained: Trained, tmp_path: Path) -> None:
     trained.route.fit(trained.snapshot, tmp_path, model=trained.model)
-    names = sorted(path.name for path in trained.folder.iterdir())
-    assert names == sorted(path.name for path in tmp_path.iterdir())
+    names, again = (
+        sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+        for folder in (trained.folder, tmp_path)
+    )
+    assert names == again
     for name in names:
         assert (tmp_path / name).read_bytes() == (trained.folder / name).read_bytes()
 

@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.bench import ann, features, loader, merge, processes, recall, routes, scale, similar_items, train
+from pipeline.bench import (
+    ann,
+    delay,
+    features,
+    loader,
+    merge,
+    processes,
+    recall,
+    refresh,
+    routes,
+    scale,
+    similar_items,
+    train,
+)
 
 Bench = tuple[Callable[..., dict[str, float]], dict[str, Any]]
 
@@ -21,4 +34,6 @@ BENCHES: dict[str, Bench] = {
     "item_cf": (similar_items.bench_item_cf, {"interactions": 100_000}),
     "swing": (similar_items.bench_swing, {"interactions": 100_000}),
     "merge": (merge.bench, {"requests": 200}),
+    "refresh": (refresh.bench, {"users": 1_000, "impressions": 30_000, "shown": 1, "hours": 12, "seeds": 1}),
+    "delay": (delay.bench, {"users": 1_000, "impressions": 30_000, "steps": 2, "seeds": 1}),
 }

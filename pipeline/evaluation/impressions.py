@@ -16,7 +16,14 @@ def read_predictions(features: Path, ranked: Path) -> pl.DataFrame:
     """`predictions.parquet` with the domain's name instead of its number."""
     domains = Schema.from_json((features / "schema.json").read_text()).domains
     name = pl.lit(pl.Series(domains)).gather(pl.col("domain"))
-    return pl.read_parquet(ranked / "predictions.parquet").with_columns(name.alias("domain"))
+    return as_known(pl.read_parquet(ranked / "predictions.parquet").with_columns(name.alias("domain")))
+
+
+def as_known(predictions: pl.DataFrame) -> pl.DataFrame:
+    """The predictions with every `score_<task>` as the probability that a positive is known when the log ends: times
+    `known_<task>`, of tasks whose positives come late. That is what labels, some yet to come, can be held against."""
+    late = [name.removeprefix("known_") for name in predictions.columns if name.startswith("known_")]
+    return predictions.with_columns(pl.col(f"score_{task}") * pl.col(f"known_{task}") for task in late)
 
 
 def task_table(predictions: pl.DataFrame, tasks: tuple[str, ...]) -> pl.DataFrame:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,11 @@ from matplotlib.figure import Figure
 from scipy.stats import t as student
 from torch import nn
 
-from pipeline.config import Fine, Loss
+from pipeline.config import Fine
 from pipeline.diagnostics import collapse
-from pipeline.evaluation.impressions import task_table
+from pipeline.evaluation.impressions import as_known, task_table
 from pipeline.evaluation.plots import DPI, LIGHT, WIDTH
-from pipeline.features.store import FeatureStore, Rows
+from pipeline.features.store import Rows
 from pipeline.ranking import chain, fine
 from pipeline.ranking.batches import Encoder
 from pipeline.ranking.fit import Log
@@ -44,22 +43,22 @@ def contest(
     second; the milliseconds that 300 candidates of one request take, features looked up, on this machine; and the
     mean information abundance of the ids' and other fields' embeddings.
     """
-    store, encoder, train, held_out = _opened(features, settings.loss)
-    rows, weight = fine.weighed(train, settings.loss, seed)
+    store, encoder, train, held_out = fine.opened(features, settings.loss.watch_time)
+    training = fine.weighed(store, train, settings.loss, seed)
     schema = fine.outputs(store.schema, settings)
     model, fitted = fine.learn(
-        encoder, schema, rows, weight, held_out, settings=settings, seed=seed, log=log, checkpoints=checkpoints
+        encoder, schema, training, held_out, settings=settings, seed=seed, log=log, checkpoints=checkpoints
     )
-    predictions = pl.DataFrame(pa.table(chain.predict(store, encoder, model, schema)))
+    predictions = pl.DataFrame(pa.table(chain.predict(store, encoder, model, schema, training.delays)))
     names = pl.lit(pl.Series(store.schema.domains)).gather(pl.col("domain"))
-    judged = task_table(predictions.with_columns(domain=names), store.schema.labels).filter(exposure="all")
+    judged = task_table(as_known(predictions.with_columns(domain=names)), store.schema.labels).filter(exposure="all")
     metrics = {
         **{f"validation_{name}": value for name, value in fitted.metrics.items()},
         **chain.watch_metrics(predictions.to_arrow(), schema),
         "best_epoch": fitted.epoch,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "rows_per_second": fitted.epochs * len(rows) / fitted.seconds,
-        "ms_per_300": latency(model, encoder, rows.take(slice(0, CANDIDATES))),
+        "rows_per_second": fitted.epochs * len(training.rows) / fitted.seconds,
+        "ms_per_300": latency(model, encoder, training.rows.take(slice(0, CANDIDATES))),
     }
     if abundance := collapse.by_field(model, store.schema):
         metrics["information_abundance"] = float(np.nanmean(list(abundance.values())))
@@ -68,14 +67,6 @@ def contest(
         kinds = ("auc", "gauc", "log_loss", "ratio")
         metrics |= {f"{kind}_{row['task']}{suffix}": row[kind] for kind in kinds if row[kind] is not None}
     return metrics
-
-
-@lru_cache(maxsize=1)
-def _opened(features: Path, loss: Loss) -> tuple[FeatureStore, Encoder, Rows, Rows]:
-    """The store, its encoder, and the training and validation slices' impressions: the same in all of a zoo's
-    contests."""
-    store = FeatureStore.open(features)
-    return store, Encoder(store), fine.impressions(store, "train", loss), fine.impressions(store, "validation", loss)
 
 
 @torch.inference_mode()

@@ -6,7 +6,7 @@ everything would have given.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from pipeline.features.store import Columns, FeatureStore, Rows
 from pipeline.ranking import coarse, fine
 from pipeline.ranking.batches import Encoder
 from pipeline.ranking.coarse import rank_within
+from pipeline.ranking.delay import DelayCurve
 from pipeline.ranking.merged import Merged
 
 
@@ -59,7 +60,7 @@ def rank(
     )
     pq.write_table(ranked, out / "ranked.parquet", compression="zstd")
 
-    impressions = predict(store, encoder, ranker.model, ranker.schema)
+    impressions = predict(store, encoder, ranker.model, ranker.schema, ranker.delays)
     pq.write_table(impressions, out / "predictions.parquet", compression="zstd")
     return {
         "ranked_candidates": len(merged.item),
@@ -69,13 +70,17 @@ def rank(
     }
 
 
-def predict(store: FeatureStore, encoder: Encoder, model: nn.Module, schema: Schema) -> pa.Table:
+def predict(
+    store: FeatureStore, encoder: Encoder, model: nn.Module, schema: Schema, delays: Mapping[str, DelayCurve]
+) -> pa.Table:
     """The test slice's impressions with what the fine ranker, whose schema this is, makes of them: `score_<task>`, the
-    probability of each of the log's tasks or the expected seconds of a duration."""
+    probability of each of the log's tasks or the expected seconds of a duration. Of tasks with `delays`, `known_<task>`
+    is the share of the row's positives that is known when the log ends."""
     rows = store.log("test")
     scores = fine.with_durations(fine.probabilities(model, encoder, rows), schema)
     tasks = [label for label in schema.labels if label != fine.RELEVANCE]
     told = {f"score_{task}": scores[:, schema.labels.index(task)] for task in tasks}
+    told |= {f"known_{task}": curve.known(store.slices["end"] - rows.time) for task, curve in delays.items()}
     return pa.table({**impressions(store, rows, "test", tasks), **told})
 
 

@@ -8,13 +8,16 @@ candidates, unexposed ones among them, with features as of the request; the othe
 relevance is masked on impressions. Requests of half of the users (fold `distil`) are trained on; the other half
 (fold `tune`) decide when to stop and how the task scores are fused. The test slice is seen by none of this.
 
+Refreshing. With a `champion`, an earlier ranker's folder, training goes on from its weights, on the rows since.
+
 Watch time. With `Loss.watch_time` a duration is one more output; what is served of it is e^logit, the expected seconds.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +33,16 @@ from models.schema import Schema
 from pipeline.config import Fine, Loss, Machines
 from pipeline.evaluation.metrics import auc, duration_metrics
 from pipeline.features.store import FeatureStore, Rows
+from pipeline.lake import InputError
+from pipeline.ranking import delay
 from pipeline.ranking.batches import Batch, Encoder, in_order, shuffled
+from pipeline.ranking.carry import Champion, Known, Start
+from pipeline.ranking.delay import DelayCurve
 from pipeline.ranking.fit import Fitted, Log, fit
 from pipeline.ranking.fuse import fuse, ndcg, tune, with_recall
 from pipeline.ranking.launch import HERE, together
 from pipeline.ranking.losses import (
+    as_known_by_now,
     corrected_for_sampling,
     masked_bce,
     negatives_gradient,
@@ -46,6 +54,8 @@ from pipeline.ranking.trees import grow
 from pipeline.ranking.weighting import mean_shift, repeat_weights, sample_negatives
 
 RELEVANCE = "relevance"
+SETTINGS = "settings.json"
+BOUND = ("gbdt_lr", "wide_deep")  # they split by codes, or hash them
 CHUNK = 400_000
 HOUR = 3_600.0
 LARGEST = 1 - 1e-7
@@ -54,11 +64,12 @@ LARGEST = 1 - 1e-7
 @dataclass(frozen=True)
 class Ranker:
     """A trained fine ranker and how its scores are fused: `weights` (P, T + 1) over `schema.domains`, and over
-    `schema.labels` and the place in the merge."""
+    `schema.labels` and the place in the merge; `delays` of the tasks whose labels it knows to come late."""
 
     model: nn.Module
     schema: Schema
     weights: np.ndarray
+    delays: dict[str, DelayCurve] = field(default_factory=dict)
 
     def fuse(self, scores: np.ndarray, merged: Merged) -> np.ndarray:
         """The ranking score (N,) of merged candidates with (N, T) probabilities."""
@@ -116,11 +127,19 @@ def with_durations(probabilities: np.ndarray, schema: Schema, unit: float = 1.0)
     return values
 
 
-def impressions(store: FeatureStore, name: str, loss: Loss) -> Rows:
+def impressions(store: FeatureStore, name: str, watch_time: str) -> Rows:
     """The log's rows of a slice with the labels of `outputs`."""
     rows = store.log(name)
-    watched = [store.schema.durations.index(one) for one in store.schema.durations if one == loss.watch_time]
+    watched = [store.schema.durations.index(one) for one in store.schema.durations if one == watch_time]
     return replace(rows, labels=np.concatenate([rows.labels, rows.durations[:, watched]], axis=1))
+
+
+@lru_cache(maxsize=1)
+def opened(features: Path, watch_time: str) -> tuple[FeatureStore, Encoder, Rows, Rows]:
+    """The store, its encoder, and the training and validation slices' impressions, read once for all trainings on
+    them."""
+    store = FeatureStore.open(features)
+    return store, Encoder(store), impressions(store, "train", watch_time), impressions(store, "validation", watch_time)
 
 
 def outputs(schema: Schema, settings: Fine) -> Schema:
@@ -141,6 +160,8 @@ def criterion_of(loss: Loss, labels: tuple[str, ...]) -> Criterion:
         criterion = corrected_for_sampling(
             criterion, [1.0 if one == RELEVANCE else loss.negative_rate for one in labels]
         )
+    if loss.delay:
+        criterion = as_known_by_now(criterion)
     if loss.watch_time:
         criterion = with_watch_time(criterion, labels.index(loss.watch_time))
     return criterion
@@ -156,18 +177,24 @@ def train(
     log: Log,
     checkpoints: Path | None = None,
     machines: Machines = HERE,
+    champion: Path | None = None,
 ) -> dict[str, float]:
     """Train the ranker named in the settings; write its weights, schema, options and fusion weights to `out`.
 
-    `recall` holds the validation slice's requests. Returns validation metrics: AUC of each task on impressions and
-    NDCG of the fused score on candidates, both over users of the fold `tune`. With `settings.processes` as many do all
-    of this together, on these machines.
+    `recall` holds the validation slice's requests. With a `champion` training goes on from it, on the impressions since
+    it was trained. Returns validation metrics: AUC of each task on impressions and NDCG of the fused score on
+    candidates, both over users of the fold `tune`. With `settings.processes` as many do all of this together, on these
+    machines, unless there is a champion: few rows want one process.
+
+    Raises `InputError` where the champion is of another ranker or schema, and where there is no row since.
     """
-    if settings.processes > processes.count():
+    if settings.processes > processes.count() and champion is None:
         given = {"features": features, "recall": recall, "out": out, "settings": settings, "seed": seed}
         given |= {"checkpoints": checkpoints}
         return together(train, given, log=log, processes=settings.processes, machines=machines)
     store = FeatureStore.open(features)
+    now = Known.of(store)
+    old = _champion(champion, settings) if champion else None
     encoder = Encoder(store)
     merged = Merged.open(recall)
     distil = first_requests(merged.only(merged.fold == "distil"), settings.candidate_requests)
@@ -175,15 +202,23 @@ def train(
     learnt = outputs(store.schema, settings)
     schema = replace(learnt, labels=(*learnt.labels, RELEVANCE))
 
-    shown, weight = weighed(impressions(store, "train", settings.loss), settings.loss, seed)
-    candidates = _candidates(store, distil, settings, seed)
-    rows = Rows.concatenate([_impressions(shown), candidates])
-    weight = np.concatenate([weight, np.ones(len(candidates), np.float32)])
-    unseen = _impressions(impressions(store, "validation", settings.loss))
+    shown = impressions(store, "train", settings.loss.watch_time)
+    impressed = weighed(store, shown, settings.loss, seed, old.known if old else None)
+    training = impressed.and_candidates(_candidates(store, distil, settings, seed))
+    rows = training.rows
+    unseen = _impressions(impressions(store, "validation", settings.loss.watch_time))
     unseen = unseen.take(np.flatnonzero(~np.isin(unseen.user, distil.user)))
 
     model, fitted = learn(
-        encoder, schema, rows, weight, unseen, settings=settings, seed=seed, log=log, checkpoints=checkpoints
+        encoder,
+        schema,
+        training,
+        unseen,
+        settings=settings,
+        seed=seed,
+        log=log,
+        checkpoints=checkpoints,
+        start=partial(old.into, now=now) if old else None,
     )
     scores = score_candidates(model, encoder, store, held_out)
     weights = tune(
@@ -197,10 +232,12 @@ def train(
         trials=settings.trials,
         seed=seed,
     )
-    batch = next(shuffled(encoder, rows, size=settings.batch_size, seed=seed)(0))
+    beside = training.beside(settings.loss)
+    batch = next(shuffled(encoder, rows, size=settings.batch_size, seed=seed, beside=beside)(0))
     gradients = _gradients(model, batch, settings.loss, schema.labels) if settings.loss.ranking != "none" else {}
-    ranker = Ranker(model, schema, weights)
+    ranker = Ranker(model, schema, weights, training.delays)
     save(ranker, out, settings)
+    now.write(out)
     fused = ranker.fuse(scores, held_out)
     order = ndcg(fused, held_out.request, held_out.positive, held_out.positives, length=settings.keep)
     merge = ndcg(-held_out.position, held_out.request, held_out.positive, held_out.positives, length=settings.keep)
@@ -212,34 +249,107 @@ def train(
         "parameters": parameters(model),
         "training_impressions": int(rows.labels[:, -1].__ne__(rows.labels[:, -1]).sum()),
         "training_candidates": int((~np.isnan(rows.labels[:, -1])).sum()),
+        **training.told,
+        **(now.moved(old.known) if old else {}),
         **gradients,
     }
 
 
-def weighed(shown: Rows, loss: Loss, seed: int) -> tuple[Rows, np.ndarray]:
-    """Those of the log's impressions that the settings train on, and how much each counts."""
-    weight = repeat_weights(shown, loss.repeat_weight)
-    rows, kept = sample_negatives(shown, loss.negative_rate, seed)
-    return rows, weight[kept]
+def carried(folder: Path, store: FeatureStore) -> Ranker:
+    """The ranker a folder holds, for features made since: as it was, where an id it did not know is unknown."""
+    ranker = load(folder)
+    schema = replace(ranker.schema, fields=store.schema.fields)
+    settings = json.loads((folder / SETTINGS).read_text())
+    zeros = torch.zeros(len(schema.labels))
+    model = Calibrated(RANKERS[settings["model"]](schema, **settings["options"]), zeros, zeros.clone())
+    Champion.read(folder).into(model, Known.of(store))
+    return replace(ranker, model=model.eval(), schema=schema)
+
+
+def _champion(folder: Path, settings: Fine) -> Champion:
+    """The weights of the ranker itself that a folder holds, if it is the one that the settings name."""
+    told = json.loads((folder / SETTINGS).read_text())
+    ours = json.loads(json.dumps([settings.model, settings.options]))
+    if [told["model"], told["options"]] != ours:
+        raise InputError(f"fine.model: the champion is {told['model']} {told['options']}; train anew, recfunnel run")
+    if settings.model in BOUND:
+        raise InputError(f"fine.model: {settings.model} is bound to one vocabulary; train anew, recfunnel run")
+    champion = Champion.read(folder)
+    inner = {name.removeprefix("model."): one for name, one in champion.weights.items() if name.startswith("model.")}
+    return replace(champion, weights=inner)
+
+
+@dataclass(frozen=True)
+class Training:
+    """N rows to train on: how much each counts (N,), and of labels that come late which share is known (N, T), and has
+    become so since they were last asked (`delay`). `delays` are the curves that these were read off, `told` counts."""
+
+    rows: Rows
+    weight: np.ndarray
+    known: np.ndarray
+    gained: np.ndarray
+    delays: dict[str, DelayCurve]
+    told: dict[str, float]
+
+    def and_candidates(self, candidates: Rows) -> Training:
+        """With further rows, and one label more, all of which is known."""
+
+        def joined(values: np.ndarray) -> np.ndarray:
+            further = np.ones((len(candidates), values.shape[1] + 1), np.float32)
+            return np.concatenate([np.pad(values, ((0, 0), (0, 1)), constant_values=1), further])
+
+        return replace(
+            self,
+            rows=Rows.concatenate([_impressions(self.rows), candidates]),
+            weight=np.concatenate([self.weight, np.ones(len(candidates), np.float32)]),
+            known=joined(self.known),
+            gained=joined(self.gained),
+        )
+
+    def beside(self, loss: Loss) -> Batch:
+        """What of this the settings' criterion reads."""
+        columns = {"weight": loss.repeat_weight > 0, "known": bool(loss.delay), "gained": bool(loss.delay)}
+        return {name: torch.from_numpy(getattr(self, name)) for name, read in columns.items() if read}
+
+
+def weighed(store: FeatureStore, shown: Rows, loss: Loss, seed: int, before: Known | None = None) -> Training:
+    """Those of the train slice's impressions that the settings train on, and how they count; with `before`, those with
+    something to say that the model that knew this was not told.
+
+    Raises `InputError` where there is none.
+    """
+    delays = delay.curves(store, loss.delay) if loss.delay else {}
+    asked = delay.ask(store, shown, loss, delays, before)
+    rows, weight = replace(shown, labels=asked.labels), repeat_weights(shown, loss.repeat_weight)
+    new = ~np.isnan(rows.labels).all(axis=1) if before else np.ones(len(rows), dtype=bool)
+    if not new.any():
+        raise InputError(f"{store.folder}: the train slice has nothing new; refresh when the log has grown")
+    rows, kept = sample_negatives(rows.take(new), loss.negative_rate, seed)
+    known, gained = (values[new][kept] for values in (asked.known, asked.gained))
+    told = {"rows_waiting": asked.waiting, "late_positives": asked.late} if delays else {}
+    return Training(rows, weight[new][kept], known, gained, delays, told)
 
 
 def learn(
     encoder: Encoder,
     schema: Schema,
-    rows: Rows,
-    weight: np.ndarray,
+    training: Training,
     held_out: Rows,
     *,
     settings: Fine,
     seed: int,
     log: Log,
     checkpoints: Path | None = None,
+    start: Start | None = None,
 ) -> tuple[Calibrated, Fitted]:
-    """A new ranker with the outputs of `schema`, trained on `rows` until the AUC of the first of the log's tasks on the
-    impressions `held_out` no longer rises. `weight` (N,) is how much each row counts."""
+    """A ranker with the outputs of `schema`, a new one or with the weights that `start` gives it, trained
+    until the AUC of the first of the log's tasks on the impressions `held_out` no longer rises."""
+    rows = training.rows
     torch.manual_seed(seed)
     model = RANKERS[settings.model](schema, **settings.options)
-    if isinstance(model, GBDTLR):
+    if start:
+        start(model)
+    elif isinstance(model, GBDTLR):
         grow(model, encoder, rows, seed)
     tasks = encoder.schema.labels
     watched = [place for place, label in enumerate(schema.labels) if label in schema.durations]
@@ -247,7 +357,6 @@ def learn(
     for place in watched:
         ceiling[place] = float(np.log(np.nanmax(rows.labels[:, place])))
     criterion = criterion_of(settings.loss, schema.labels)
-    repeats = {"weight": torch.from_numpy(weight)} if settings.loss.repeat_weight else {}
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         return objective(model, batch, criterion)
@@ -263,7 +372,7 @@ def learn(
 
     fitted = fit(
         model,
-        shuffled(encoder, rows, size=settings.batch_size, seed=seed, beside=repeats),
+        shuffled(encoder, rows, size=settings.batch_size, seed=seed, beside=training.beside(settings.loss)),
         loss,
         validate,
         steps=-(-len(rows) // settings.batch_size),
@@ -302,19 +411,21 @@ def save(ranker: Ranker, out: Path, settings: Fine) -> None:
     save_file(whole(ranker.model), out / "model.safetensors")
     (out / "schema.json").write_text(ranker.schema.to_json())
     told: dict[str, Any] = {"model": settings.model, "options": settings.options, "fusion": ranker.weights.tolist()}
-    (out / "settings.json").write_text(json.dumps(told, indent=1) + "\n")
+    told["delays"] = {task: curve.to_json() for task, curve in ranker.delays.items()}
+    (out / SETTINGS).write_text(json.dumps(told, indent=1) + "\n")
 
 
 def load(folder: Path) -> Ranker:
     """The ranker a folder holds, in evaluation mode."""
     from safetensors.torch import load_file
 
-    settings = json.loads((folder / "settings.json").read_text())
+    settings = json.loads((folder / SETTINGS).read_text())
     schema = Schema.from_json((folder / "schema.json").read_text())
     zeros = torch.zeros(len(schema.labels))
     model = Calibrated(RANKERS[settings["model"]](schema, **settings["options"]), zeros, zeros.clone())
     model.load_state_dict(load_file(folder / "model.safetensors"))
-    return Ranker(model.eval(), schema, np.array(settings["fusion"]))
+    delays = {task: DelayCurve.from_json(one) for task, one in settings["delays"].items()}
+    return Ranker(model.eval(), schema, np.array(settings["fusion"]), delays)
 
 
 def _impressions(rows: Rows) -> Rows:

@@ -79,6 +79,23 @@ def corrected_for_sampling(criterion: Criterion, rates: Sequence[float]) -> Crit
     return shifted
 
 
+def as_known_by_now(criterion: Criterion) -> Criterion:
+    """The criterion on the probability of what can be known: of a positive with probability p the share `known` (B, T)
+    is by now, and `gained` (B, T) has become so since the row was last asked (`pipeline.ranking.delay`).
+
+    Of those not known then, gained · p / (1 − (known − gained) p) are now, with odds of gained · e^z / (1 + (1 − known)
+    e^z) for the logit z of p.
+    """
+
+    def observed(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        logits = logits.float()
+        missing = torch.log1p(-batch["known"])
+        asked = logits + batch["gained"].clamp(min=1e-9).log() - F.softplus(logits + missing)
+        return criterion(asked, batch)
+
+    return observed
+
+
 def pairwise_logistic(logits: Tensor, labels: Tensor, group: Tensor) -> Tensor:
     """The mean of −ln σ(positive − negative) over all pairs of logits in one group (B,): (T,), 0 without a pair."""
     positive, negative, task = pairs(labels, group)

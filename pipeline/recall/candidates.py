@@ -81,7 +81,7 @@ ROUTES: dict[str, ModuleType] = {
 
 FOLD_SALT = 1
 QUOTA = "quota.json"
-GIVEN = ("model", "positive", "seed", "log", "checkpoints")
+GIVEN = ("model", "positive", "seed", "log", "checkpoints", "champion")
 
 
 def check(settings: config.Recall) -> None:

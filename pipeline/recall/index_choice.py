@@ -19,7 +19,7 @@ from pipeline.recall.faiss_engine import HNSW, IVF, PQ, FaissEngine, Flat
 from pipeline.recall.index import KINDS, Floats, Index, Integers, Nearest, Recipe, build, numbered
 
 SMALL, SAMPLE, QUERIES = 20_000, 100_000, 500
-SLOWER = 3.0
+SLOWER = 4.0
 STEP = 1.1
 BROADEST = 4_096
 REFINED = (2, 4, 8)
@@ -71,8 +71,8 @@ def choose(
 
     All have a recall@k that lies above `gate` by a standard error over the queries (Q, D). Fewer than 20,000 vectors
     are compared one by one, with nothing else tried, and so are all where there are not two queries. Of more than
-    200,000 a sample of 100,000 is tried first, and a kind that is three times as slow there as another is not built for
-    all. Between kinds of nearly the same speed chance decides.
+    200,000 a sample of 100,000 is tried first, and a kind that is four times as slow there as another is not built for
+    all: cells take √N longer, a graph log N. Between kinds of nearly the same speed chance decides.
     """
     vectors, ids, broken = numbered(vectors, ids)
     flat = replace(build(vectors, ids, Flat(), model=model), left_out=broken)

@@ -1,4 +1,4 @@
-"""The sequential tower: self-attention over the history, trained with the full softmax
+"""The sequential tower: self-attention over the history, trained with the sampled softmax
 (`models.sequential.SelfAttentive`).
 """
 
@@ -24,18 +24,18 @@ def train(
     positive: str,
     seed: int,
     log: Log,
-    width: int = 64,
+    width: int = 128,
     layers: int = 1,
     heads: int = 2,
-    dropout: float = 0.4,
+    dropout: float = 0.5,
     length: int = 50,
-    start: float = 2.0,
-    epochs: int = 8,
+    start: float = 1.5,
+    epochs: int = 7,
     batch_size: int = 64,
-    learning_rate: float = 0.003,
+    learning_rate: float = 0.004,
     embedding_decay: float = 0.0,
     temperature: float = 1.0,
-    loss: losses.Name = "full",
+    loss: losses.Name = "listwise",
     negatives: int | None = None,
     hard: float = HARD,
     earlier: str = "",

@@ -22,6 +22,7 @@ from models.two_tower import TwoTower
 from pipeline.features.store import FeatureStore, Rows
 from pipeline.lake import InputError, hash_file, write_json
 from pipeline.ranking.batches import Batch, Encoder
+from pipeline.ranking.carry import Champion, Known
 from pipeline.ranking.fit import fit as fit_model
 from pipeline.recall import index as nearest
 from pipeline.recall import index_choice, losses
@@ -64,9 +65,10 @@ def train(
     hard: float = HARD,
     earlier: str = "",
     checkpoints: Path | None = None,
+    champion: Path | None = None,
 ) -> dict[str, float]:
     """Train on the engaged rows of the train slice and write the weights of the epoch with the best recall@50 on
-    validation.
+    validation. With a `champion`, an earlier model's folder, training goes on from it, on the rows since.
 
     `negatives` are drawn beside each batch, or for each row by the losses by row (`losses.NEGATIVES` says how many by
     default). With `earlier`, the latest.json of an earlier run, the part `hard` of them is what ranking cut there.
@@ -76,13 +78,18 @@ def train(
     """
     losses.check("two_tower", loss)
     store = FeatureStore.open(features)
+    now, old = Known.of(store), Champion.read(champion) if champion else None
     rows = engaged(store, "train", positive)
+    if old:
+        rows = rows.take(rows.time >= old.known.until)
     if not len(rows):
         raise InputError(f"{features}: no row of the train slice has {positive} = 1; choose another task")
     catalogue = available(store, store.slices["validation"])["item"].to_numpy()
     cut = Cut.read(Path(earlier), store) if earlier else None
     torch.manual_seed(seed)
     model = make(store.schema, width, content_width(store))
+    if old:
+        old.into(model, now)
     encoder = Encoder(store)
     items = every_item(store, encoder)
     sampler = Sampler.of(rows.item, catalogue, len(items["fields"]), users=rows.user, cut=cut, hard=hard)
@@ -135,6 +142,7 @@ def train(
     )
     told = {"width": width, "temperature": temperature, "content": content_width(store), "epoch": fitted.epoch}
     save(model, out, {**told, **fitted.metrics})
+    now.write(out)
     return {"positives": len(rows), "epoch": fitted.epoch, **fitted.metrics}
 
 
