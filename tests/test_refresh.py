@@ -90,13 +90,13 @@ def test_refreshing_promotes_what_is_better_and_keeps_the_champion_else(shop: Pa
     status, out, errors = command("refresh", shop, server, "refresh.learning_rate=1.0")
     assert status == 0, out + errors
     assert "the champion stays" in out.splitlines()[-1]
-    assert client(data).get_model_version_by_alias("recfunnel-fine", CHAMPION).version == "1"
+    assert client(data).get_model_version_by_alias("recfunnel-fine", CHAMPION).version == 1
 
     status, out, errors = command("refresh", shop, server)
     assert status == 0, out + errors
     assert "done: promoted" in out.splitlines()[-1]
     for name, known in before.items():
-        assert client(data).get_model_version_by_alias(name, CHAMPION).version == "2"
+        assert client(data).get_model_version_by_alias(name, CHAMPION).version == 2
         now = Known.read(tracking.champion(data, name))
         assert now.until > known.until
         assert now.moved(known)["ids_entered"] > 0

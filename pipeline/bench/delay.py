@@ -42,12 +42,13 @@ def bench(
     conversion_hours: int = 24,
     steps: int = 4,
     seeds: int = 3,
+    seed: int = 0,
 ) -> dict[str, float]:
     """Predicted over true conversions of the log's last day: for all at once and step by step (`steps` of half a day),
     labels as they are (`naive`) and `corrected`. Means over seeds, with the half-width of the 95 % interval."""
     market = Market(conversion_hours=conversion_hours)
     source = partial(Simulator, users=users, items=items, impressions=impressions, days=days, market=market)
-    found = pl.DataFrame([ratios(source(seed=seed), steps=steps, seed=seed) for seed in range(seeds)])
+    found = pl.DataFrame([ratios(source(seed=seed), steps=steps, seed=seed) for seed in range(seed, seed + seeds)])
     figures = {}
     for name in found.columns:
         figures[name] = float(found[name].to_numpy().mean())

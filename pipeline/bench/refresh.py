@@ -45,9 +45,10 @@ def bench(
     items: int = 2_000,
     impressions: int = 150_000,
     days: int = 10,
-    shown: int = 3,
+    shown: int = 2,
     hours: int = 6,
     seeds: int = 3,
+    seed: int = 0,
     live: str = "no",
 ) -> dict[str, float]:
     """AUC and log loss of click over the last `shown` days but the very last, by policy: means over seeds, and how much
@@ -57,7 +58,9 @@ def bench(
     """
     features = WITH_STATISTICS if live == "yes" else IDS_ALONE
     source = partial(Simulator, users=users, items=items, impressions=impressions, days=days, market=DRIFT)
-    found = [compare(source(seed=seed), features, shown=shown, hours=hours, seed=seed) for seed in range(seeds)]
+    found = [
+        compare(source(seed=seed), features, shown=shown, hours=hours, seed=seed) for seed in range(seed, seed + seeds)
+    ]
     figures = {
         f"{name}_{policy}": float(np.mean([one[policy][name] for one in found]))
         for policy in POLICIES
