@@ -17,6 +17,7 @@ from pipeline.features.store import FeatureStore
 from pipeline.lake import InputError, write_json
 from pipeline.progress import progress
 from pipeline.recall import (
+    als,
     ease,
     exposure,
     fresh,
@@ -43,6 +44,7 @@ ROUTES: dict[str, ModuleType] = {
     "two_tower": two_tower,
     "graph_filter": graph_filter,
     "ease": ease,
+    "als": als,
     "markov": markov,
     "slit": slit,
 }
