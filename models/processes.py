@@ -53,7 +53,7 @@ class _Total(torch.autograd.Function):
 
 def total(values: Tensor) -> Tensor:
     """The sum over the processes. Its gradient is summed over them too: what each adds is in the losses of all."""
-    return values if count() == 1 else _Total.apply(values)  # type: ignore[no-any-return,no-untyped-call]
+    return values if count() == 1 else _Total.apply(values)  # type: ignore[no-untyped-call]
 
 
 def moments(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -68,7 +69,7 @@ class Known:
             raise InputError(f"{folder}: no {TOLD}, so that its codes mean nothing later; train it again")
         told = json.loads((folder / TOLD).read_text())
         fields = tuple((name, size) for name, size in told.pop("fields"))
-        names = {name: tuple(told.pop(name)) for name in ("domains", "numbers")}
+        names: dict[str, Any] = {name: tuple(told.pop(name)) for name in ("domains", "numbers")}
         return cls(fields=fields, ids=load_file(folder / IDS), **names, **told)
 
     def rows(self, before: Known) -> Tensor:
@@ -150,7 +151,7 @@ Start = Callable[[nn.Module], None]
 """What gives a new model its first weights."""
 
 
-def _shape(schema: Schema) -> dict[str, tuple[object, ...]]:
+def _shape(schema: Schema) -> dict[str, Any]:
     fields = tuple((field.name, field.size) for field in schema.fields)
     return {"fields": fields, "domains": schema.domains, "numbers": tuple(one.name for one in schema.numbers)}
 

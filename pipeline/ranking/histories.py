@@ -71,7 +71,8 @@ def _kernel() -> Callable[..., None]:
     """`_pack`, compiled; without histories training needs no compiler."""
     from numba import njit
 
-    return njit(nogil=True, cache=True)(_pack)  # type: ignore[no-any-return]
+    compiled: Callable[..., None] = njit(nogil=True, cache=True)(_pack)
+    return compiled
 
 
 def _pack(ends, lengths, times, item, domain, time, codes, domain_place, fields, passed, rows):  # type: ignore[no-untyped-def]

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
@@ -22,14 +21,15 @@ import torch
 from numba import njit
 
 from pipeline.features.store import FeatureStore
-from pipeline.lake import write_json
+from pipeline.lake import hash_file, write_json
 from pipeline.recall import index as nearest
+from pipeline.recall import index_choice
 from pipeline.recall.item_matrix import Engagements
 from pipeline.recall.nearest import PIECES
 from pipeline.recall.route import Found, Requests, Route, best
 from pipeline.recall.snapshot import Snapshot
 
-ITEMS, SHARED, INDEX, SETTINGS = "items.npy", "shared.npy", "items.index", "settings.json"
+ITEMS, SHARED, INDEX, SETTINGS = "items.npy", "shared.npy", "index", "settings.json"
 STEPS, STEPS_ALONE = 3, 30
 CONVERGED = 1e-12
 
@@ -45,15 +45,20 @@ def fit(
     unobserved: float = 0.02,
     ridge: float = 0.002,
     seed: int = 0,
-    index: nearest.Kind = "flat",
+    index: str = "auto",
 ) -> None:
-    """Write the items' factors, what they all add to a user's equations, and the index of the available ones."""
+    """Write the items' factors, what they all add to a user's equations, and the index of the available ones, as
+    `index_choice.make` says."""
     known = Engagements.of(snapshot)
     items = factors(known.matrix(), dimensions, sweeps=sweeps, unobserved=unobserved, ridge=ridge, seed=seed)
     np.save(folder / ITEMS, items)
-    np.save(folder / SHARED, shared(items, unobserved, ridge))
+    gram = shared(items, unobserved, ridge)
+    np.save(folder / SHARED, gram)
     there = np.flatnonzero(known.available)
-    nearest.save(nearest.build(items[there], there, index), folder / INDEX)
+    queries, _ = asking(Requests.sample(snapshot, index_choice.QUERIES), items, gram, ridge)
+    fingerprint = hash_file(folder / ITEMS)
+    (folder / INDEX).mkdir()
+    index_choice.make(items[there], there, index, queries, model=fingerprint, name="als").save(folder / INDEX)
     write_json(folder / SETTINGS, {"ridge": ridge})
 
 
@@ -123,25 +128,32 @@ class Factors:
 
     items: Floats
     gram: Floats
-    index: faiss.Index
+    index: nearest.Nearest
     ridge: float
 
     def recall(self, requests: Requests, k: int) -> Found:
         """The `k` items that each user's factors foresee most, by p_u·q_i above 0, those already taken left out."""
-        known = requests.items < len(self.items)
-        row, item = requests.row[known], requests.items[known]
-        taken = sp.csr_array((np.ones(len(row), np.float32), (row, item)), shape=(len(requests), len(self.items)))
-        users = np.zeros((len(requests), len(self.gram)), np.float32)
-        solve(taken, self.items, self.gram, users, ridge=self.ridge, steps=STEPS_ALONE)
+        users, taken = asking(requests, self.items, self.gram, self.ridge)
         longest = int(np.diff(taken.indptr).max(initial=0))
-        ids, scores = nearest.search(self.index, users, max(1, min(k + longest, self.index.ntotal)))
+        ids, scores = self.index.search(users, k + longest)
         owner, place = np.nonzero(scores > 0)
         found, score = ids[owner, place], scores[owner, place]
-        new = ~np.isin(owner << 32 | found, row << 32 | item)
+        new = ~np.isin(owner << 32 | found, requests.row << 32 | requests.items)
         return best(owner[new], found[new].astype(np.int32), score[new], requests=len(requests), k=k)
 
 
 def load(folder: Path, store: FeatureStore) -> Route:  # noqa: ARG001
     items, gram = (np.load(folder / name, mmap_mode="r") for name in (ITEMS, SHARED))
     ridge = json.loads((folder / SETTINGS).read_text())["ridge"]
-    return Factors(items, np.asarray(gram), nearest.load(folder / INDEX, len(gram)), ridge)
+    index = nearest.load(folder / INDEX, len(gram), hash_file(folder / ITEMS))
+    return Factors(items, np.asarray(gram), index, ridge)
+
+
+def asking(requests: Requests, items: Floats, gram: Floats, ridge: float) -> tuple[Floats, sp.csr_array]:
+    """The factors (R, D) of who asks, solved for from their histories, and these (R, I) with 1 for each item taken."""
+    known = requests.items < len(items)
+    row, item = requests.row[known], requests.items[known]
+    taken = sp.csr_array((np.ones(len(row), np.float32), (row, item)), shape=(len(requests), len(items)))
+    users = np.zeros((len(requests), len(gram)), np.float32)
+    solve(taken, items, gram, users, ridge=ridge, steps=STEPS_ALONE)
+    return users, taken
