@@ -119,8 +119,11 @@ def test_the_same_log_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         als.fit(snapshot(random_log(2), items=list(range(1, 10))), tmp_path / name, dimensions=8)
-    for path in sorted((tmp_path / "one").iterdir()):
-        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+    one, two = tmp_path / "one", tmp_path / "two"
+    written = [path.relative_to(one) for path in sorted(one.rglob("*")) if path.is_file()]
+    assert len(written) > 3
+    for path in written:
+        assert (one / path).read_bytes() == (two / path).read_bytes()
 
 
 def test_it_is_listed() -> None:
