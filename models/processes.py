@@ -60,10 +60,8 @@ def moments(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of the rows (B, D) of all processes: how many there are (), their mean (D,), and the sum of the squares of what
     they differ from it by (D,); without a gradient (Chan et al., Updating Formulae, 1979)."""
     width = values.shape[1]
-    own = values.new_zeros(1 + 2 * width)
-    if len(values):
-        variance, mean = torch.var_mean(values, dim=0, correction=0)
-        own = torch.cat([values.new_tensor([len(values)]), mean, variance * len(values)])
+    mean = values.sum(0) / max(len(values), 1)
+    own = torch.cat([values.new_tensor([len(values)]), mean, (values - mean).square_().sum(0)])
     gathered = [torch.empty_like(own) for _ in range(count())]
     dist.all_gather(gathered, own)
     counts, means, squares = torch.stack(gathered).split([1, width, width], dim=1)

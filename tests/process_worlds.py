@@ -165,11 +165,11 @@ def train_users(users: int, room: int) -> None:
 
 @record
 def main(job: Path) -> None:
+    asked = json.loads(job.read_text())
     with process_group():
-        if job.exists():
-            train_users(**json.loads(job.read_text()))
-        else:
+        if asked["worlds"]:
             train_worlds(job.parent)
+        train_users(asked["users"], asked["room"])
 
 
 def train_worlds(folder: Path) -> None:
