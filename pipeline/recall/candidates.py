@@ -18,7 +18,6 @@ from pipeline.features.store import FeatureStore
 from pipeline.lake import InputError, write_json
 from pipeline.progress import progress
 from pipeline.recall import (
-    als,
     cache,
     cold_start,
     content,
@@ -62,7 +61,6 @@ ROUTES: dict[str, ModuleType] = {
     "two_tower": two_tower,
     "graph_filter": graph_filter,
     "ease": ease,
-    "als": als,
     "markov": markov,
     "slit": slit,
     "tag": tag,
