@@ -145,7 +145,7 @@ def champion_maker(folder: Path, name: str) -> str | None:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         return None
-    return str(store.get_run(version.run_id).info.run_name)
+    return str(store.get_run(str(version.run_id)).info.run_name)
 
 
 def database(folder: Path) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 from scipy.stats import t as student
 
+from models import RANKERS
 from pipeline import lake
 from pipeline.config import Contract, Features, Fine, Loss, Market, Simulator, Split
 from pipeline.features import build
@@ -81,7 +82,7 @@ def ratios(source: Simulator, *, steps: int, seed: int) -> dict[str, float]:
         told = {}
         for kind, champions in (("at_once", at_once), ("stepwise", stepwise)):
             for name, champion in champions.items():
-                model = fine.RANKERS[FIRST.model](last.schema)
+                model = RANKERS[FIRST.model](last.schema)
                 champion.into(model, Known.of(last))
                 predicted = fine.probabilities(model.eval(), encoder, rows)[:, last.schema.labels.index(TASK)]
                 told[f"{kind}_{name}"] = float(predicted.mean() / truth[times >= begin].mean())

@@ -18,6 +18,7 @@ import torch
 from scipy.stats import t as student
 from torch import nn
 
+from models import RANKERS
 from pipeline import lake
 from pipeline.bench.delay import learn
 from pipeline.config import Contract, Features, Fine, Market, Simulator, Split
@@ -121,4 +122,4 @@ def _features(
 
 def _model(store: FeatureStore, settings: Fine) -> nn.Module:
     torch.manual_seed(0)
-    return fine.RANKERS[settings.model](store.schema, **settings.options)
+    return RANKERS[settings.model](store.schema, **settings.options)
