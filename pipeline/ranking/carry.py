@@ -12,7 +12,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from models.layers import FieldEmbedding
-from models.schema import Schema
 from pipeline.features.store import FeatureStore
 from pipeline.lake import InputError, write_json
 
@@ -51,7 +49,9 @@ class Known:
             until=store.slices["validation"],
             as_of=store.slices["end"],
             ids={str(name): fid[order][field[order] == name].astype(np.int64) for name in np.unique(field)},
-            **_shape(schema),
+            fields=tuple((one.name, one.size) for one in schema.fields),
+            domains=schema.domains,
+            numbers=tuple(one.name for one in schema.numbers),
         )
 
     def write(self, folder: Path) -> None:
@@ -68,9 +68,14 @@ class Known:
         if not (folder / TOLD).exists():
             raise InputError(f"{folder}: no {TOLD}, so that its codes mean nothing later; train it again")
         told = json.loads((folder / TOLD).read_text())
-        fields = tuple((name, size) for name, size in told.pop("fields"))
-        names: dict[str, Any] = {name: tuple(told.pop(name)) for name in ("domains", "numbers")}
-        return cls(fields=fields, ids=load_file(folder / IDS), **names, **told)
+        return cls(
+            until=told["until"],
+            as_of=told["as_of"],
+            fields=tuple((name, size) for name, size in told["fields"]),
+            domains=tuple(told["domains"]),
+            numbers=tuple(told["numbers"]),
+            ids=load_file(folder / IDS),
+        )
 
     def rows(self, before: Known) -> Tensor:
         """For every row of the fused table, the row in which the model that knew `before` had it: (table size,).
@@ -149,11 +154,6 @@ class Champion:
 
 Start = Callable[[nn.Module], None]
 """What gives a new model its first weights."""
-
-
-def _shape(schema: Schema) -> dict[str, Any]:
-    fields = tuple((field.name, field.size) for field in schema.fields)
-    return {"fields": fields, "domains": schema.domains, "numbers": tuple(one.name for one in schema.numbers)}
 
 
 def _size(shape: torch.Size | None) -> str:

@@ -117,29 +117,27 @@ def arrivals(store: FeatureStore, task: str) -> Integers:
 def ask(store: FeatureStore, rows: Rows, loss: Loss, of: dict[str, DelayCurve], before: Known | None) -> Asked:
     """What to ask of the train slice's rows, which a model that knew `before` has been asked already.
 
-    Labels that do not come late are asked of the rows since.
+    Labels that do not come late are asked of the rows since. Of those that do, an older row is asked again while more
+    than `SETTLED` has been gained, unless its positive had been known.
     """
     labels = rows.labels.copy()
-    known = np.ones_like(labels)
-    gained = np.ones_like(labels)
-    waiting = late = 0
+    known, gained = np.ones_like(labels), np.ones_like(labels)
     old = rows.time < before.until if before else np.zeros(len(rows), dtype=bool)
     labels[old] = np.nan
+    age = store.slices["end"] - rows.time
+    age_then = (before.as_of if before else 0) - rows.time
+    waiting = late = 0
     for task, curve in of.items():
-        place, as_of, arrival = store.schema.labels.index(task), store.slices["end"], arrivals(store, task)
-        ready = np.full(len(rows), as_of) - rows.time >= curve.wait(loss.delay_variance)
-        known[:, place] = curve.known(as_of - rows.time)
-        positive = (arrival != UNKNOWN_TIME) & (arrival < as_of)
-        asked_then, told_then = np.zeros_like(old), np.zeros_like(old)
-        if before:
-            asked_then = old & (before.as_of - rows.time >= curve.wait(loss.delay_variance))
-            told_then = asked_then & positive & (arrival < before.as_of)
-            then = np.where(asked_then, curve.known(before.as_of - rows.time), 0)
-            gained[:, place] = known[:, place] - then
-        else:
-            gained[:, place] = known[:, place]
-        asks = ready & ~told_then & (~asked_then | (gained[:, place] > SETTLED))
+        arrival, wait = arrivals(store, task), curve.wait(loss.delay_variance)
+        positive = (arrival != UNKNOWN_TIME) & (arrival - rows.time < age)
+        asked_then = old & (age_then >= wait)
+        told_then = asked_then & positive & (arrival - rows.time < age_then)
+        share = curve.known(age)
+        gain = share - np.where(asked_then, curve.known(age_then), np.float32(0))
+        asks = (age >= wait) & ~told_then & (~asked_then | (gain > SETTLED))
+        place = store.schema.labels.index(task)
         labels[:, place] = np.where(asks, positive, np.nan)
-        waiting += int((~ready).sum())
+        known[:, place], gained[:, place] = share, gain
+        waiting += int((age < wait).sum())
         late += int((asks & asked_then & positive).sum())
     return Asked(labels, known, gained, waiting, late)

@@ -321,7 +321,9 @@ def weighed(store: FeatureStore, shown: Rows, loss: Loss, seed: int, before: Kno
     delays = delay.curves(store, loss.delay) if loss.delay else {}
     asked = delay.ask(store, shown, loss, delays, before)
     rows, weight = replace(shown, labels=asked.labels), repeat_weights(shown, loss.repeat_weight)
-    new = np.asarray(~np.isnan(rows.labels).all(axis=1) if before else np.ones(len(rows), dtype=bool))
+    new = np.ones(len(rows), dtype=bool)
+    if before:
+        new &= ~np.isnan(rows.labels).all(axis=1)
     if not new.any():
         raise InputError(f"{store.folder}: the train slice has nothing new; refresh when the log has grown")
     rows, kept = sample_negatives(rows.take(new), loss.negative_rate, seed)

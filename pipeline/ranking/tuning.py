@@ -97,7 +97,7 @@ def try_next(
     """Make the next trial, whose value is the best epoch's `metric`; the first is `start` itself, or what of the space
     is nearest to it. `log(metrics, epoch)` is told after each epoch."""
     number = len(of.get_trials(deepcopy=False, states=FINISHED))
-    of.sampler = optuna.samplers.TPESampler(seed=seed * 100_003 + number)
+    of.sampler = optuna.samplers.TPESampler(seed=(seed * 100_003 + number) % 2**32)
     if number == 0:
         of.enqueue_trial(search.nearest(start, space))
     trial = of.ask()
