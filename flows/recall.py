@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 from prefect import Task, flow
 
@@ -18,12 +16,10 @@ recall_candidates = Task(candidates.recall, name="recall candidates")
 
 
 @flow(name="train routes")
-def train_routes(
-    config: Config, features: Path, run: Run, champions: Mapping[str, Path] = MappingProxyType({})
-) -> dict[str, Path]:
+def train_routes(config: Config, features: Path, run: Run, champions: dict[str, Path] | None = None) -> dict[str, Path]:
     """Train the routes that have a model, those of which there is a champion from it on. Returns their folders by
     route."""
-    settings, positive = config.recall, config.contract.positive
+    settings, positive, earlier = config.recall, config.contract.positive, champions or {}
     return {
         route: keep_or_make(
             Task(candidates.ROUTES[route].train, name=f"train {route}"),
@@ -31,8 +27,8 @@ def train_routes(
             features,
             root=config.root,
             run=run,
-            reads=[*candidates.reads(settings, route), *weights(champions.get(route))],
-            beside={"champion": champions[route]} if route in champions else None,
+            reads=[*candidates.reads(settings, route), *weights(earlier.get(route))],
+            beside={"champion": earlier[route]} if route in earlier else None,
             trains=True,
             positive=positive,
             seed=config.seed,
