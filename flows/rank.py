@@ -16,6 +16,7 @@ from pipeline.tracking import Run
 train_fine = Task(fine.train, name="train fine")
 train_coarse = Task(coarse.train, name="train coarse")
 rank_lists = Task(chain.rank, name="rank lists")
+order_lists = Task(chain.order, name="order lists")
 remember_lists = Task(cache.remember, name="remember lists")
 
 
@@ -54,11 +55,11 @@ def train_rankers(
 
 
 @flow(name="rank")
-def rank(config: Config, features: Path, recalled: Path, coarse: Path, fine: Path, run: Run, *, name: str) -> Path:
-    """Rank the candidates of the folder `recalled`. Returns the folder of this `name`."""
+def rank(config: Config, features: Path, recalled: Path, coarse: Path, fine: Path, run: Run) -> Path:
+    """Rank the candidates of the folder `recalled`, and score the test slice's impressions. Returns the folder."""
     return keep_or_make(
         rank_lists,
-        name,
+        "ranked",
         features,
         recalled,
         coarse,
@@ -73,5 +74,16 @@ def rank(config: Config, features: Path, recalled: Path, coarse: Path, fine: Pat
 @flow(name="remember")
 def remember(config: Config, features: Path, recalled: Path, coarse: Path, fine: Path, run: Run) -> Path:
     """Rank these candidates and keep, for the route `cache`, what was not shown. Returns its folder."""
-    ranked = rank(config, features, recalled, coarse, fine, run, name="ranked_validation")
+    ranked = keep_or_make(
+        order_lists,
+        "ranked_validation",
+        features,
+        recalled,
+        coarse,
+        fine,
+        root=config.root,
+        run=run,
+        keep=config.coarse.keep,
+        final=config.fine.keep,
+    )
     return keep_or_make(remember_lists, "cache", features, recalled, ranked, root=config.root, run=run)

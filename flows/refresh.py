@@ -9,7 +9,7 @@ from typing import Any
 from prefect import Task, flow
 
 from flows.features import features
-from flows.funnel import evaluate_funnel, register_model
+from flows.funnel import judge, register, registered
 from flows.rank import rank, train_rankers
 from flows.recall import recall, train_routes, weights
 from flows.stages import keep_or_make, numbers
@@ -74,30 +74,10 @@ def refresh(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
         run.log(told)
         if told["promoted"]:
             test = recall(settings, made, routes, run, validation=validation)
-            ranked = rank(settings, made, test, coarse, fine, run, name="ranked")
-            evaluated = keep_or_make(
-                evaluate_funnel,
-                "evaluation",
-                events,
-                made,
-                test,
-                ranked,
-                root=settings.root,
-                run=run,
-                settings=settings.evaluation,
-                contract=settings.contract,
-                keep=settings.coarse.keep,
-            )
-            value = numbers(evaluated)[f"final_ndcg_{max(settings.evaluation.cutoffs)}"]
-            for name, model in {**routes, "coarse": coarse, "fine": fine}.items():
-                made_from = lake.read_manifest(model)["fingerprint"]
-                register_model(run, registered(name), model, fingerprint=made_from, data=data, value=value)
+            ranked = rank(settings, made, test, coarse, fine, run)
+            evaluated = judge(settings, events, made, test, ranked, run)
+            register(settings, {**routes, "coarse": coarse, "fine": fine}, evaluated, run, data=data)
     return {"run": run.id, "fine": fine, **told}
-
-
-def registered(name: str) -> str:
-    """The name under which a model is registered."""
-    return f"recfunnel-{name.replace('_', '-')}"
 
 
 def champion(settings: Config, name: str) -> Path:

@@ -15,7 +15,7 @@ from pipeline import config
 from pipeline.features import build
 from pipeline.features.store import FeatureStore
 from pipeline.lake import InputError
-from pipeline.recall import candidates, cold_start, exposure, hot, two_tower
+from pipeline.recall import candidates, cold_start, exposure, hot, trained, two_tower
 from pipeline.recall.merge import snake_merge
 from pipeline.recall.route import Found
 from pipeline.recall.snapshot import Snapshot, take
@@ -213,8 +213,8 @@ def test_a_route_whose_index_is_of_another_model_is_empty_counted_and_said(
 
     def older_index(snapshot: object, folder: Path, *, model: Path) -> None:
         fit(snapshot, folder, model=model)
-        header = json.loads((folder / two_tower.INDEX / "index.json").read_text())
-        (folder / two_tower.INDEX / "index.json").write_text(json.dumps({**header, "model": "older"}))
+        header = json.loads((folder / trained.INDEX / "index.json").read_text())
+        (folder / trained.INDEX / "index.json").write_text(json.dumps({**header, "model": "older"}))
 
     monkeypatch.setattr(two_tower, "fit", older_index)
     metrics, tables = run(features, model, tmp_path / "out")

@@ -131,11 +131,11 @@ def test_a_row_is_asked_by_what_is_known_when_the_log_ends(store):
     arrival = delay.arrivals(store, "convert")
     expected = (arrival > 0) & (arrival < end)
     assert np.array_equal(labels[~np.isnan(labels)] == 1, expected[~np.isnan(labels)])
-    np.testing.assert_array_equal(training.known[:, CONVERT], curve.known(age))
-    np.testing.assert_array_equal(training.gained, training.known)
-    assert (training.known[:, CLICK] == 1).all()
+    np.testing.assert_array_equal(training.beside["known"][:, CONVERT], curve.known(age))
+    np.testing.assert_array_equal(training.beside["gained"], training.beside["known"])
+    assert (training.beside["known"][:, CLICK] == 1).all()
     np.testing.assert_array_equal(training.rows.labels[:, CLICK], rows.labels[:, CLICK])
-    assert set(training.beside(LATE)) == {"known", "gained"}
+    assert set(training.beside) == {"known", "gained"}
 
 
 def test_what_was_asked_before_is_asked_for_what_came_since(store):
@@ -150,7 +150,7 @@ def test_what_was_asked_before_is_asked_for_what_came_since(store):
     assert not np.isnan(asked.labels[old][:, CONVERT]).any()
     known_then = then - asked.time >= curve.wait(0.5)
     share = np.where(old & known_then, curve.known(then - asked.time), 0)
-    np.testing.assert_allclose(training.gained[:, CONVERT], curve.known(end - asked.time) - share, atol=1e-6)
+    np.testing.assert_allclose(training.beside["gained"][:, CONVERT], curve.known(end - asked.time) - share, atol=1e-6)
     arrival = delay.arrivals(store, "convert")
     late = (rows.time < until) & (arrival >= then) & (arrival < end)
     asked_then = late & (then - rows.time >= curve.wait(0.5))

@@ -20,6 +20,7 @@ from pipeline import config
 from pipeline.features import build
 from pipeline.features.store import FeatureStore
 from pipeline.lake import InputError
+from pipeline.ranking.carry import WEIGHTS
 from pipeline.recall import candidates, history_tower, multi_interest, sequential, youtube_dnn
 from pipeline.recall.history_tower import Known, Windows
 from pipeline.recall.route import Requests
@@ -147,7 +148,7 @@ def test_training_is_repeatable_and_told_by_epoch(tmp_path: Path) -> None:
         given = {"positive": "", "seed": 3, "log": lambda _, epoch: told.append(epoch), "epochs": 2}
         metrics = multi_interest.train(rings(), tmp_path / name, **given, **SETTINGS)
     assert told == [1, 2, 1, 2]
-    for name in (history_tower.WEIGHTS, history_tower.SETTINGS):
+    for name in (WEIGHTS, history_tower.SETTINGS):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
     assert metrics["positives"] == 120 * 5
     assert json.loads((tmp_path / "one" / history_tower.SETTINGS).read_text())["recall_50"] == metrics["recall_50"]
@@ -260,7 +261,7 @@ def test_hard_negatives_are_learnt_from(features: Path, tmp_path: Path) -> None:
     for name, earlier in (("easy", ""), ("hard", str(latest))):
         (tmp_path / name).mkdir()
         sequential.train(features, tmp_path / name, **given, earlier=earlier)
-    easy, hard = ((tmp_path / name / history_tower.WEIGHTS).read_bytes() for name in ("easy", "hard"))
+    easy, hard = ((tmp_path / name / WEIGHTS).read_bytes() for name in ("easy", "hard"))
     assert easy != hard
 
 

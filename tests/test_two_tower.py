@@ -16,8 +16,10 @@ from pipeline.features import build
 from pipeline.features.store import FeatureStore
 from pipeline.lake import InputError
 from pipeline.ranking.batches import Encoder
+from pipeline.ranking.carry import WEIGHTS
 from pipeline.recall import two_tower
 from pipeline.recall.snapshot import take
+from pipeline.recall.trained import save
 from pipeline.sources import contract
 
 SETTINGS = {"width": 8, "epochs": 2, "batch_size": 128, "negatives": 64}
@@ -54,7 +56,7 @@ def test_training_is_repeatable_and_told_by_epoch(features: Path, trained: Path,
     )
     assert told == [1, 2]
     assert metrics["positives"] > 100
-    for name in (two_tower.WEIGHTS, two_tower.SETTINGS):
+    for name in (WEIGHTS, two_tower.SETTINGS):
         assert (tmp_path / name).read_bytes() == (trained / name).read_bytes()
     assert json.loads((trained / two_tower.SETTINGS).read_text())["recall_50"] == metrics["recall_50"]
 
@@ -85,7 +87,7 @@ def test_what_an_earlier_run_cut_is_learnt_from(features: Path, trained: Path, t
     latest = earlier_run(tmp_path / "run", features, 5, [1, 2, 3, 4], [False] * 4, store.slices["validation"])
     told = {"positive": "click", "seed": 0, "log": lambda *_: None, **SETTINGS}
     two_tower.train(features, tmp_path, earlier=str(latest), **told)
-    assert (tmp_path / two_tower.WEIGHTS).read_bytes() != (trained / two_tower.WEIGHTS).read_bytes()
+    assert (tmp_path / WEIGHTS).read_bytes() != (trained / WEIGHTS).read_bytes()
 
 
 def test_the_route_finds_the_nearest_items(features: Path, trained: Path, tmp_path: Path) -> None:
@@ -156,7 +158,7 @@ def test_an_index_of_another_model_is_refused(features: Path, trained: Path, tmp
     torch.manual_seed(1)
     settings = json.loads((tmp_path / two_tower.SETTINGS).read_text())
     another = two_tower.make(store.schema, settings["width"], settings["content"])
-    two_tower.save(another, tmp_path, settings)
+    save(another, tmp_path, two_tower.SETTINGS, settings)
     with pytest.raises(InputError, match="holds the vectors of model"):
         two_tower.load(tmp_path, store)
 

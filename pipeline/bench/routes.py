@@ -23,7 +23,7 @@ import torch
 from pipeline.bench.market import features_of
 from pipeline.config import Recall
 from pipeline.features.store import FeatureStore
-from pipeline.recall import two_tower
+from pipeline.recall import trained, two_tower
 from pipeline.recall.candidates import ROUTES
 from pipeline.recall.route import Requests, Route
 from pipeline.recall.snapshot import Snapshot, take
@@ -75,7 +75,7 @@ def _fitted(snapshot: Snapshot, place: Path, seed: int) -> dict[str, Route]:
     tower = place / "tower"
     tower.mkdir()
     made = two_tower.make(snapshot.store.schema, width, content)
-    two_tower.save(made, tower, {"width": width, "content": content})
+    trained.save(made, tower, two_tower.SETTINGS, {"width": width, "content": content})
     routes: dict[str, Route] = {}
     for name, route in ROUTES.items():
         if name in TOO_LONG or (hasattr(route, "train") and name != "two_tower"):

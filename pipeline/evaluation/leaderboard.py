@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from scipy.stats import t as student
 from torch import nn
 
+from models.layers import parameters
 from pipeline.config import Fine
 from pipeline.diagnostics import collapse
 from pipeline.evaluation.impressions import as_known, task_table
@@ -56,7 +57,7 @@ def contest(
         **{f"validation_{name}": value for name, value in fitted.metrics.items()},
         **chain.watch_metrics(predictions.to_arrow(), schema),
         "best_epoch": fitted.epoch,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": parameters(model),
         "rows_per_second": fitted.epochs * len(training.rows) / fitted.seconds,
         "ms_per_300": latency(model, encoder, training.rows.take(slice(0, CANDIDATES))),
     }

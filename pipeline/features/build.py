@@ -133,7 +133,7 @@ def build(
         windows=features.windows,
         rates=features.rates,
         attributes=settings.attributes,
-        match_content=settings.match_content,
+        match_content=settings.match_content and "content" in items.table.columns,
         lengths=settings.lengths,
         priors=_priors(log, bounds["validation"], each),
     )

@@ -355,7 +355,7 @@ class FeatureStore:
                 values = self._item_keys[attribute][item]
                 index = self._shared[name, attribute]
                 yield from match.encode(*match.found(index, table["time"], owner, values, time, ends, lengths))
-            if self._contents:
+            if self.recipe.match_content:
                 yield match.content_similarity(self._contents[name], self.items["content"][item], ends, lengths)
 
     def _stored(self, table: pa.Table) -> Iterator[npt.NDArray[np.float32]]:
@@ -372,7 +372,7 @@ class FeatureStore:
             for attribute in self.recipe.attributes:
                 counts, gaps = (table[f"{name}_{one}"].to_numpy() for one in (f"same_{attribute}", f"{attribute}_gap"))
                 yield from match.encode(counts, gaps)
-            if self.recipe.match_content and "content" in self.items:
+            if self.recipe.match_content:
                 yield table[f"{name}_content_similarity"].to_numpy()
 
     def _priors(self, entity: str) -> list[tuple[float, float]]:
@@ -442,8 +442,6 @@ class FeatureStore:
 
     @cached_property
     def _contents(self) -> dict[str, npt.NDArray[np.int32]]:
-        if not self.recipe.match_content or "content" not in self.items:
-            return {}
         content = self.items["content"]
         return {name: match.running_content(content[table["item"]]) for name, table in self.behaviours.items()}
 
@@ -556,7 +554,7 @@ def numbers(users: Columns, items: Columns, behaviours: Iterable[str], recipe: R
         *(
             Number(name, "cross")
             for behaviour in behaviours
-            for name in match.names(behaviour, recipe.attributes, recipe.match_content and "content" in items)
+            for name in match.names(behaviour, recipe.attributes, recipe.match_content)
         ),
         *([Number("content_similarity", "cross")] if "content" in users and "content" in items else []),
     )

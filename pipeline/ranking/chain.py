@@ -27,16 +27,39 @@ from pipeline.ranking.merged import Merged
 def rank(
     features: Path, recall: Path, coarse_folder: Path, fine_folder: Path, out: Path, *, keep: int, final: int
 ) -> dict[str, float]:
-    """Write `ranked.parquet` (every candidate with its scores and ranks) and `predictions.parquet` (the test slice's
-    impressions with the fine ranker's probabilities) to `out`.
+    """Write the lists of `order` and `predictions.parquet` (the test slice's impressions with the fine ranker's
+    probabilities) to `out`."""
+    store = FeatureStore.open(features)
+    encoder, ranker = Encoder(store), fine.load(fine_folder)
+    told = _order(store, encoder, ranker, recall, coarse_folder, out, keep=keep, final=final)
+    impressions = predict(store, encoder, ranker.model, ranker.schema, ranker.delays)
+    pq.write_table(impressions, out / "predictions.parquet", compression="zstd")
+    return {**told, "impressions": len(impressions), **watch_metrics(impressions, ranker.schema)}
+
+
+def order(
+    features: Path, recall: Path, coarse_folder: Path, fine_folder: Path, out: Path, *, keep: int, final: int
+) -> dict[str, float]:
+    """Write `ranked.parquet` (every candidate with its scores and ranks) to `out`.
 
     Coarse keeps `keep` candidates a request, the final list shows `final` of them.
     """
     store = FeatureStore.open(features)
-    encoder = Encoder(store)
-    merged = Merged.open(recall)
-    ranker = fine.load(fine_folder)
+    return _order(store, Encoder(store), fine.load(fine_folder), recall, coarse_folder, out, keep=keep, final=final)
 
+
+def _order(
+    store: FeatureStore,
+    encoder: Encoder,
+    ranker: fine.Ranker,
+    recall: Path,
+    coarse_folder: Path,
+    out: Path,
+    *,
+    keep: int,
+    final: int,
+) -> dict[str, float]:
+    merged = Merged.open(recall)
     coarse_scores = coarse.load(coarse_folder).score(encoder, store, merged)
     coarse_rank = rank_within(coarse_scores, merged.request)
     scores = fine.score_candidates(ranker.model, encoder, store, merged)
@@ -59,15 +82,7 @@ def rank(
         }
     )
     pq.write_table(ranked, out / "ranked.parquet", compression="zstd")
-
-    impressions = predict(store, encoder, ranker.model, ranker.schema, ranker.delays)
-    pq.write_table(impressions, out / "predictions.parquet", compression="zstd")
-    return {
-        "ranked_candidates": len(merged.item),
-        "ranked_requests": len(merged),
-        "impressions": len(impressions),
-        **watch_metrics(impressions, ranker.schema),
-    }
+    return {"ranked_candidates": len(merged.item), "ranked_requests": len(merged)}
 
 
 def predict(

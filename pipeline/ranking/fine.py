@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models import RANKERS, processes
 from models.layers import parameters, whole
@@ -36,7 +37,7 @@ from pipeline.features.store import FeatureStore, Rows
 from pipeline.lake import InputError
 from pipeline.ranking import delay
 from pipeline.ranking.batches import Batch, Encoder, in_order, shuffled
-from pipeline.ranking.carry import Champion, Known, Start
+from pipeline.ranking.carry import WEIGHTS, Champion, Known, Start
 from pipeline.ranking.delay import DelayCurve
 from pipeline.ranking.fit import Fitted, Log, fit
 from pipeline.ranking.fuse import fuse, ndcg, tune, with_recall
@@ -232,8 +233,7 @@ def train(
         trials=settings.trials,
         seed=seed,
     )
-    beside = training.beside(settings.loss)
-    batch = next(shuffled(encoder, rows, size=settings.batch_size, seed=seed, beside=beside)(0))
+    batch = next(shuffled(encoder, rows, size=settings.batch_size, seed=seed, beside=training.beside)(0))
     gradients = _gradients(model, batch, settings.loss, schema.labels) if settings.loss.ranking != "none" else {}
     ranker = Ranker(model, schema, weights, training.delays)
     save(ranker, out, settings)
@@ -259,9 +259,7 @@ def carried(folder: Path, store: FeatureStore) -> Ranker:
     """The ranker a folder holds, for features made since: as it was, where an id it did not know is unknown."""
     ranker = load(folder)
     schema = replace(ranker.schema, fields=store.schema.fields)
-    settings = json.loads((folder / SETTINGS).read_text())
-    zeros = torch.zeros(len(schema.labels))
-    model = Calibrated(RANKERS[settings["model"]](schema, **settings["options"]), zeros, zeros.clone())
+    model = _made(json.loads((folder / SETTINGS).read_text()), schema)
     Champion.read(folder).into(model, Known.of(store))
     return replace(ranker, model=model.eval(), schema=schema)
 
@@ -281,35 +279,27 @@ def _champion(folder: Path, settings: Fine) -> Champion:
 
 @dataclass(frozen=True)
 class Training:
-    """N rows to train on: how much each counts (N,), and of labels that come late which share is known (N, T), and has
-    become so since they were last asked (`delay`). `delays` are the curves that these were read off, `told` counts."""
+    """N rows to train on and what the settings' criterion reads `beside` them: how much each counts, `weight` (N,), and
+    of labels that come late which share is `known` (N, T), and has been `gained` since they were last asked (`delay`).
+    `delays` are the curves that these were read off, `told` counts."""
 
     rows: Rows
-    weight: np.ndarray
-    known: np.ndarray
-    gained: np.ndarray
+    beside: Batch
     delays: dict[str, DelayCurve]
     told: dict[str, float]
 
     def and_candidates(self, candidates: Rows) -> Training:
-        """With further rows, and one label more, all of which is known."""
+        """With further rows, each of which counts 1, and one label more, all of which is known."""
 
-        def joined(values: np.ndarray) -> np.ndarray:
-            further = np.ones((len(candidates), values.shape[1] + 1), np.float32)
-            return np.concatenate([np.pad(values, ((0, 0), (0, 1)), constant_values=1), further])
+        def joined(values: Tensor) -> Tensor:
+            wider = values if values.ndim == 1 else functional.pad(values, (0, 1), value=1.0)
+            return torch.cat([wider, wider.new_ones(len(candidates), *wider.shape[1:])])
 
         return replace(
             self,
             rows=Rows.concatenate([_impressions(self.rows), candidates]),
-            weight=np.concatenate([self.weight, np.ones(len(candidates), np.float32)]),
-            known=joined(self.known),
-            gained=joined(self.gained),
+            beside={name: joined(values) for name, values in self.beside.items()},
         )
-
-    def beside(self, loss: Loss) -> Batch:
-        """What of this the settings' criterion reads."""
-        columns = {"weight": loss.repeat_weight > 0, "known": bool(loss.delay), "gained": bool(loss.delay)}
-        return {name: torch.from_numpy(getattr(self, name)) for name, read in columns.items() if read}
 
 
 def weighed(store: FeatureStore, shown: Rows, loss: Loss, seed: int, before: Known | None = None) -> Training:
@@ -320,16 +310,19 @@ def weighed(store: FeatureStore, shown: Rows, loss: Loss, seed: int, before: Kno
     """
     delays = delay.curves(store, loss.delay) if loss.delay else {}
     asked = delay.ask(store, shown, loss, delays, before)
-    rows, weight = replace(shown, labels=asked.labels), repeat_weights(shown, loss.repeat_weight)
+    rows = replace(shown, labels=asked.labels)
+    columns = {"known": asked.known, "gained": asked.gained} if delays else {}
+    if loss.repeat_weight:
+        columns["weight"] = repeat_weights(shown, loss.repeat_weight)
     new = np.ones(len(rows), dtype=bool)
     if before:
         new &= ~np.isnan(rows.labels).all(axis=1)
     if not new.any():
         raise InputError(f"{store.folder}: the train slice has nothing new; refresh when the log has grown")
     rows, kept = sample_negatives(rows.take(new), loss.negative_rate, seed)
-    known, gained = (values[new][kept] for values in (asked.known, asked.gained))
+    beside = {name: torch.from_numpy(values[new][kept]) for name, values in columns.items()}
     told: dict[str, float] = {"rows_waiting": asked.waiting, "late_positives": asked.late} if delays else {}
-    return Training(rows, weight[new][kept], known, gained, delays, told)
+    return Training(rows, beside, delays, told)
 
 
 def learn(
@@ -374,7 +367,7 @@ def learn(
 
     fitted = fit(
         model,
-        shuffled(encoder, rows, size=settings.batch_size, seed=seed, beside=training.beside(settings.loss)),
+        shuffled(encoder, rows, size=settings.batch_size, seed=seed, beside=training.beside),
         loss,
         validate,
         steps=-(-len(rows) // settings.batch_size),
@@ -410,7 +403,7 @@ def first_requests(merged: Merged, count: int) -> Merged:
 def save(ranker: Ranker, out: Path, settings: Fine) -> None:
     from safetensors.torch import save_file
 
-    save_file(whole(ranker.model), out / "model.safetensors")
+    save_file(whole(ranker.model), out / WEIGHTS)
     (out / "schema.json").write_text(ranker.schema.to_json())
     told: dict[str, Any] = {"model": settings.model, "options": settings.options, "fusion": ranker.weights.tolist()}
     told["delays"] = {task: curve.to_json() for task, curve in ranker.delays.items()}
@@ -423,11 +416,16 @@ def load(folder: Path) -> Ranker:
 
     settings = json.loads((folder / SETTINGS).read_text())
     schema = Schema.from_json((folder / "schema.json").read_text())
-    zeros = torch.zeros(len(schema.labels))
-    model = Calibrated(RANKERS[settings["model"]](schema, **settings["options"]), zeros, zeros.clone())
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    model = _made(settings, schema)
+    model.load_state_dict(load_file(folder / WEIGHTS))
     delays = {task: DelayCurve.from_json(one) for task, one in settings["delays"].items()}
     return Ranker(model.eval(), schema, np.array(settings["fusion"]), delays)
+
+
+def _made(settings: dict[str, Any], schema: Schema) -> Calibrated:
+    """A ranker of the settings that `save` wrote, its weights yet to come."""
+    zeros = torch.zeros(len(schema.labels))
+    return Calibrated(RANKERS[settings["model"]](schema, **settings["options"]), zeros, zeros.clone())
 
 
 def _impressions(rows: Rows) -> Rows:

@@ -13,7 +13,6 @@ search keeps to paths with available items, and their items are ordered by the n
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from numba import njit
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models.deep_retrieval import DeepRetrieval
@@ -31,14 +29,14 @@ from pipeline.features.store import FeatureStore
 from pipeline.lake import InputError, write_json
 from pipeline.ranking.batches import Batch
 from pipeline.ranking.fit import fit as fit_model
-from pipeline.recall import losses
-from pipeline.recall.histories import Histories, Reader, engagements, first_of_each_user, hit_share, sampler_of_all
+from pipeline.recall import losses, trained
+from pipeline.recall.histories import Histories, Reader, engagements, held_out, hit_share, sampler_of_all
 from pipeline.recall.paths import Trie, grouped, ranges, stacked
 from pipeline.recall.route import NOTHING, Found, Requests, Route, best
 from pipeline.recall.snapshot import Snapshot, take
-from pipeline.recall.two_tower import CUTOFF, VALIDATION_USERS
+from pipeline.recall.two_tower import CUTOFF
 
-WEIGHTS, SETTINGS = "model.safetensors", "deep_retrieval.json"
+SETTINGS = "deep_retrieval.json"
 PARTS = ("paths", "offsets", "items", "vectors")
 CONSIDERED = 48
 ROUNDS = 3
@@ -115,9 +113,7 @@ def train(
         chosen = losses.listwise(model.user_vectors(x), items, sample.item, sample.log_q, temperature=temperature)
         return chosen - model.log_items(x, sample.item[: len(x)]).mean()
 
-    later = take(store, store.slices["test"], positive)
-    held_out = first_of_each_user(later, store.slices["validation"], VALIDATION_USERS, seed)
-    asked, wanted = Histories.before(later, held_out), held_out["item"].to_numpy()
+    later, asked, wanted = held_out(store, positive, seed)
     there = later.items["item"].to_numpy()
 
     def validate(model: nn.Module) -> dict[str, float]:
@@ -141,16 +137,14 @@ def train(
         log=log,
         checkpoints=checkpoints,
     )
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out / WEIGHTS)
     told = {"temperature": temperature, "penalty": penalty, "examples": examples, "epoch": fitted.epoch}
-    write_json(out / SETTINGS, {"model": hyper, **told, **fitted.metrics})
+    trained.save(model, out, SETTINGS, {"model": hyper, **told, **fitted.metrics})
     return {"positives": len(rows), "epoch": fitted.epoch, **fitted.metrics}
 
 
 def fit(snapshot: Snapshot, folder: Path, *, model: Path, beam: int = 100) -> None:
     """Lay the snapshot's items on the paths of a trained model, and write both; requests follow `beam` paths."""
-    for name in (WEIGHTS, SETTINGS):
-        shutil.copyfile(model / name, folder / name)
+    trained.copy(model, folder, SETTINGS)
     settings = json.loads((folder / SETTINGS).read_text())
     network = load_model(folder, snapshot.store)
     reader = Reader.of(snapshot.store, settings["model"]["length"])
@@ -223,9 +217,7 @@ def load(folder: Path, store: FeatureStore) -> Route:
 def load_model(folder: Path, store: FeatureStore) -> DeepRetrieval:
     """The network in a folder, for scoring."""
     settings = json.loads((folder / SETTINGS).read_text())
-    model = DeepRetrieval(store.schema, **settings["model"])
-    model.load_state_dict(load_file(folder / WEIGHTS))
-    return model.eval()
+    return trained.load(DeepRetrieval(store.schema, **settings["model"]), folder)
 
 
 @torch.inference_mode()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,22 +18,22 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models.generative import SemanticDecoder
 from pipeline.features.store import FeatureStore
-from pipeline.lake import InputError, write_json
+from pipeline.lake import InputError
 from pipeline.ranking.batches import Batch
 from pipeline.ranking.fit import fit as fit_model
-from pipeline.recall.histories import NO_ITEM, Histories, engagements, first_of_each_user, hit_share
+from pipeline.recall import trained
+from pipeline.recall.histories import NO_ITEM, Histories, engagements, held_out, hit_share
 from pipeline.recall.item_matrix import Engagements
 from pipeline.recall.paths import Trie, stacked
 from pipeline.recall.route import NOTHING, Found, Requests, Route
 from pipeline.recall.semantic_ids import NO_ID, Codes, Vectors, engagement_vectors, semantic_ids
 from pipeline.recall.snapshot import Snapshot, take
 
-WEIGHTS, SETTINGS, IDS = "model.safetensors", "generative.json", "ids.npy"
+SETTINGS, IDS = "generative.json", "ids.npy"
 CUTOFF = 50
 VALIDATION_USERS = 1_000
 CHUNK = 64
@@ -107,9 +106,7 @@ def train(
         tokens, there = model.history(**sample.history)
         return -model.log_items(tokens, there, sample.codes).mean()
 
-    later = take(store, store.slices["test"], positive)
-    held_out = first_of_each_user(later, store.slices["validation"], VALIDATION_USERS, seed)
-    asked, wanted = Histories.before(later, held_out), held_out["item"].to_numpy()
+    later, asked, wanted = held_out(store, positive, seed)
     items = with_ids(ids, later)
 
     def validate(model: nn.Module) -> dict[str, float]:
@@ -131,16 +128,14 @@ def train(
         log=log,
         checkpoints=checkpoints,
     )
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out / WEIGHTS)
     np.save(out / IDS, ids)
-    write_json(out / SETTINGS, {"model": hyper, "epoch": fitted.epoch, **fitted.metrics})
+    trained.save(model, out, SETTINGS, {"model": hyper, "epoch": fitted.epoch, **fitted.metrics})
     return {"positives": len(rows), "without_id": without, "epoch": fitted.epoch, **fitted.metrics}
 
 
 def fit(snapshot: Snapshot, folder: Path, *, model: Path) -> None:
     """Write the available items in the order of their ids, beside the model and all ids."""
-    for name in (WEIGHTS, SETTINGS, IDS):
-        shutil.copyfile(model / name, folder / name)
+    trained.copy(model, folder, SETTINGS, IDS)
     np.save(folder / "items.npy", with_ids(np.load(folder / IDS), snapshot))
 
 
@@ -177,10 +172,9 @@ class Spoken:
 
 def load(folder: Path, store: FeatureStore) -> Route:  # noqa: ARG001
     settings = json.loads((folder / SETTINGS).read_text())
-    model = SemanticDecoder(**settings["model"])
-    model.load_state_dict(load_file(folder / WEIGHTS))
+    model = trained.load(SemanticDecoder(**settings["model"]), folder)
     ids, items = (np.load(folder / name, mmap_mode="r") for name in (IDS, "items.npy"))
-    return Spoken(model.eval(), ids, Trie.of(ids[items]), items)
+    return Spoken(model, ids, Trie.of(ids[items]), items)
 
 
 def vectors_of(snapshot: Snapshot) -> Vectors:

@@ -18,7 +18,8 @@ from pipeline.features.store import FeatureStore
 from pipeline.ranking.batches import Batch, entity_codes
 from pipeline.recall.route import Found, Requests
 from pipeline.recall.sampling import Sampler
-from pipeline.recall.snapshot import Snapshot
+from pipeline.recall.snapshot import Snapshot, take
+from pipeline.recall.two_tower import VALIDATION_USERS
 
 NO_ITEM = 0
 COLUMNS = [pl.col("user", "item").cast(pl.Int32), pl.col("domain").cast(pl.Int16), pl.col("time")]
@@ -95,6 +96,14 @@ def first_of_each_user(snapshot: Snapshot, begin: int, users: int, seed: int) ->
     rows = logged(snapshot).filter(pl.col("time") >= begin)
     rows = rows.sort("user", "time", "item").unique("user", keep="first", maintain_order=True)
     return rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:users])]
+
+
+def held_out(store: FeatureStore, positive: str, seed: int) -> tuple[Snapshot, Histories, npt.NDArray[np.int32]]:
+    """What training is judged by: the first items that up to 2,000 users engaged with in the validation slice (R,),
+    their histories before, and the snapshot at its end."""
+    later = take(store, store.slices["test"], positive)
+    rows = first_of_each_user(later, store.slices["validation"], VALIDATION_USERS, seed)
+    return later, Histories.before(later, rows), rows["item"].to_numpy()
 
 
 def sampler_of_all(item: npt.NDArray[np.integer], catalogue: npt.NDArray[np.integer], size: int) -> Sampler:

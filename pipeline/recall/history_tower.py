@@ -9,7 +9,6 @@ recalled again; users without a history, and items that came after training, are
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,11 +24,11 @@ from torch import Tensor, nn
 
 from models.sequential import HistoryTower
 from pipeline.features.store import FeatureStore
-from pipeline.lake import InputError, hash_file, write_json
+from pipeline.lake import InputError
 from pipeline.ranking.fit import Log
 from pipeline.ranking.fit import fit as fit_model
 from pipeline.recall import index as nearest
-from pipeline.recall import index_choice, losses
+from pipeline.recall import index_choice, losses, trained
 from pipeline.recall.faiss_engine import Flat
 from pipeline.recall.item_matrix import Engagements
 from pipeline.recall.markov import transitions
@@ -37,7 +36,7 @@ from pipeline.recall.route import NOTHING, Found, Requests, best
 from pipeline.recall.sampling import Cut, Sampler
 from pipeline.recall.snapshot import Snapshot, take
 
-WEIGHTS, SETTINGS, INDEX = "model.safetensors", "tower.json", "index"
+SETTINGS = "tower.json"
 MINUTE = 60_000_000
 VALIDATION_USERS = 2_000
 CUTOFF = 50
@@ -229,7 +228,7 @@ def train(
         patience=training.epochs,
         checkpoints=checkpoints,
     )
-    save(model, out, {**settings, "epoch": fitted.epoch, **fitted.metrics})
+    trained.save(model, out, SETTINGS, {**settings, "epoch": fitted.epoch, **fitted.metrics})
     return {"positives": len(targets), "epoch": fitted.epoch, **fitted.metrics}
 
 
@@ -267,17 +266,14 @@ def samples(
 
 def fit(snapshot: Snapshot, folder: Path, make: Make, *, route: str, model: Path, index: str) -> None:
     """Write the index of the available items' vectors, as `index_choice.make` says, and the model beside it."""
-    for name in (WEIGHTS, SETTINGS):
-        shutil.copyfile(model / name, folder / name)
+    trained.copy(model, folder, SETTINGS)
     tower, settings = load_model(folder, make)
     vectors, ids = vectors_of(tower, snapshot.items["item"].to_numpy())
     history = known_items(Requests.sample(snapshot, index_choice.QUERIES), len(tower.item_vectors()))
     asking = np.flatnonzero(np.diff(history.offsets))
     queries = interests(tower, history, asking, settings["length"]) if len(asking) else vectors[:0]
     queries = queries.reshape(-1, vectors.shape[1])
-    made = index_choice.make(vectors, ids, index, queries, model=hash_file(folder / WEIGHTS), name=route)
-    (folder / INDEX).mkdir()
-    made.save(folder / INDEX)
+    trained.write_index(folder, vectors, ids, index, queries, name=route)
 
 
 def spectral(known: Known, width: int) -> npt.NDArray[np.float32]:
@@ -336,25 +332,13 @@ class Tower:
 def load(folder: Path, make: Make) -> Tower:
     model, settings = load_model(folder, make)
     width = model.item_vectors().shape[1]
-    return Tower(model, nearest.load(folder / INDEX, width, hash_file(folder / WEIGHTS)), settings["length"])
-
-
-def save(model: HistoryTower, folder: Path, settings: dict[str, Any]) -> None:
-    """Write the weights and the settings that the model was made and trained with."""
-    from safetensors.torch import save_file
-
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
-    write_json(folder / SETTINGS, settings)
+    return Tower(model, trained.load_index(folder, width), settings["length"])
 
 
 def load_model(folder: Path, make: Make) -> tuple[HistoryTower, dict[str, Any]]:
     """The model in a folder, for scoring, and its settings."""
-    from safetensors.torch import load_file
-
     settings = json.loads((folder / SETTINGS).read_text())
-    model = make(settings)
-    model.load_state_dict(load_file(folder / WEIGHTS))
-    return model.eval(), settings
+    return trained.load(make(settings), folder), settings
 
 
 def nearest_interest(interests: Tensor, item: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ good as certain to be among them, it need not become likelier. Softmaxes are est
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,24 +21,23 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from models.policy import Policy, correction
 from pipeline.features.store import FeatureStore
-from pipeline.lake import InputError, hash_file, write_json
+from pipeline.lake import InputError
 from pipeline.ranking.batches import Batch
 from pipeline.ranking.fit import fit as fit_model
 from pipeline.recall import index as nearest
-from pipeline.recall import index_choice
+from pipeline.recall import index_choice, trained
 from pipeline.recall.faiss_engine import Flat
-from pipeline.recall.histories import Histories, Reader, first_of_each_user, hit_share, sampler_of_all
+from pipeline.recall.histories import Histories, Reader, held_out, hit_share, sampler_of_all
 from pipeline.recall.route import Found, Requests, Route
 from pipeline.recall.snapshot import Snapshot, take
-from pipeline.recall.two_tower import CUTOFF, VALIDATION_USERS
+from pipeline.recall.two_tower import CUTOFF
 
-WEIGHTS, SETTINGS, INDEX = "model.safetensors", "policy.json", "index"
+SETTINGS = "policy.json"
 HORIZON = 20
 CHUNK = 8_192
 
@@ -114,9 +112,7 @@ def train(
         weight = correction(log_policy, log_logged, k=top, cap=cap) * sample.reward
         return -(weight * log_policy).sum() / (top * len(weight)) - log_logged.mean()
 
-    later = take(store, store.slices["test"], positive)
-    held_out = first_of_each_user(later, store.slices["validation"], VALIDATION_USERS, seed)
-    asked, wanted = Histories.before(later, held_out), held_out["item"].to_numpy()
+    later, asked, wanted = held_out(store, positive, seed)
 
     def validate(model: nn.Module) -> dict[str, float]:
         assert isinstance(model, Policy)
@@ -136,23 +132,19 @@ def train(
         log=log,
         checkpoints=checkpoints,
     )
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out / WEIGHTS)
     told = {"top": top, "cap": cap, "discount": discount, "epoch": fitted.epoch}
-    write_json(out / SETTINGS, {"model": hyper, **told, **fitted.metrics})
+    trained.save(model, out, SETTINGS, {"model": hyper, **told, **fitted.metrics})
     return {"rewarded": int((reward > 0).sum()), "epoch": fitted.epoch, **fitted.metrics}
 
 
 def fit(snapshot: Snapshot, folder: Path, *, model: Path, index: str = "auto") -> None:
     """Write the index of the available items' vectors, as `index_choice.make` says, and the model beside it."""
-    for name in (WEIGHTS, SETTINGS):
-        shutil.copyfile(model / name, folder / name)
+    trained.copy(model, folder, SETTINGS)
     policy = load_model(folder, snapshot.store)
     reader = Reader.of(snapshot.store, len(policy.state.recency))
     vectors, ids = vectors_of(policy, reader, snapshot)
     queries = users_of(policy, reader, Histories.of(Requests.sample(snapshot, index_choice.QUERIES)))
-    fingerprint = hash_file(folder / WEIGHTS)
-    (folder / INDEX).mkdir()
-    index_choice.make(vectors, ids, index, queries, model=fingerprint, name="policy").save(folder / INDEX)
+    trained.write_index(folder, vectors, ids, index, queries, name=Path(__file__).stem)
 
 
 @dataclass(frozen=True)
@@ -175,15 +167,13 @@ class Greedy:
 def load(folder: Path, store: FeatureStore) -> Route:
     model = load_model(folder, store)
     reader = Reader.of(store, len(model.state.recency))
-    return Greedy(model, reader, nearest.load(folder / INDEX, model.item_net.out_features, hash_file(folder / WEIGHTS)))
+    return Greedy(model, reader, trained.load_index(folder, model.item_net.out_features))
 
 
 def load_model(folder: Path, store: FeatureStore) -> Policy:
     """The policy in a folder, for scoring."""
     settings = json.loads((folder / SETTINGS).read_text())
-    model = Policy(store.schema, **settings["model"])
-    model.load_state_dict(load_file(folder / WEIGHTS))
-    return model.eval()
+    return trained.load(Policy(store.schema, **settings["model"]), folder)
 
 
 @torch.inference_mode()

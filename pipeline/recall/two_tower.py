@@ -8,7 +8,6 @@ the full softmax has the whole catalogue. `losses` and `sampling` say how.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,17 +19,17 @@ from torch import Tensor, nn
 from models.schema import Schema
 from models.two_tower import TwoTower
 from pipeline.features.store import FeatureStore, Rows
-from pipeline.lake import InputError, hash_file, write_json
+from pipeline.lake import InputError
 from pipeline.ranking.batches import Batch, Encoder
 from pipeline.ranking.carry import Champion, Known
 from pipeline.ranking.fit import fit as fit_model
 from pipeline.recall import index as nearest
-from pipeline.recall import index_choice, losses
+from pipeline.recall import index_choice, losses, trained
 from pipeline.recall.route import NOTHING, Found, Requests, Route
 from pipeline.recall.sampling import HARD, Cut, Sampler
 from pipeline.recall.snapshot import Snapshot, available
 
-WEIGHTS, SETTINGS, INDEX = "model.safetensors", "two_tower.json", "index"
+SETTINGS = "two_tower.json"
 VALIDATION_USERS = 2_000
 CUTOFF = 50
 CHUNK = 8_192
@@ -141,7 +140,7 @@ def train(
         checkpoints=checkpoints,
     )
     told = {"width": width, "temperature": temperature, "content": content_width(store), "epoch": fitted.epoch}
-    save(model, out, {**told, **fitted.metrics})
+    trained.save(model, out, SETTINGS, {**told, **fitted.metrics})
     now.write(out)
     return {"positives": len(rows), "epoch": fitted.epoch, **fitted.metrics}
 
@@ -151,19 +150,14 @@ def fit(snapshot: Snapshot, folder: Path, *, model: Path, index: str = "auto") -
 
     `index` is what `index_choice.make` says; "auto" is chosen for users of the history, as they ask now.
     """
-    for name in (WEIGHTS, SETTINGS):
-        shutil.copyfile(model / name, folder / name)
+    trained.copy(model, folder, SETTINGS)
     store, encoder = snapshot.store, Encoder(snapshot.store)
     towers = load_model(folder, store.schema)
     vectors = item_vectors(towers, every_item(store, encoder))
     ids = snapshot.items["item"].to_numpy()
     asked = Requests.sample(snapshot, index_choice.QUERIES, domains=len(store.schema.domains))
     queries = user_vectors(towers, encoder, store.users_at(asked.user, asked.domain, asked.time))
-    made = index_choice.make(
-        vectors[ids], ids, index, queries, model=hash_file(folder / WEIGHTS), name=Path(__file__).stem
-    )
-    (folder / INDEX).mkdir()
-    made.save(folder / INDEX)
+    trained.write_index(folder, vectors[ids], ids, index, queries, name=Path(__file__).stem)
 
 
 @dataclass(frozen=True)
@@ -188,30 +182,17 @@ class Vectors:
 def load(folder: Path, store: FeatureStore) -> Route:
     """Raises `InputError` for an index that does not fit the model beside it."""
     model = load_model(folder, store.schema)
-    index = nearest.load(folder / INDEX, model.embed.table.embedding_dim, hash_file(folder / WEIGHTS))
-    return Vectors(model, index, store, Encoder(store))
+    return Vectors(model, trained.load_index(folder, model.embed.table.embedding_dim), store, Encoder(store))
 
 
 def make(schema: Schema, width: int, content: int) -> TwoTower:
     return TwoTower(schema, width=width, content=content)
 
 
-def save(model: TwoTower, folder: Path, settings: dict[str, object]) -> None:
-    """Write the weights and the settings that the model was made and trained with."""
-    from safetensors.torch import save_file
-
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
-    write_json(folder / SETTINGS, settings)
-
-
 def load_model(folder: Path, schema: Schema) -> TwoTower:
     """The model in a folder, for scoring."""
-    from safetensors.torch import load_file
-
     settings = json.loads((folder / SETTINGS).read_text())
-    model = make(schema, settings["width"], settings["content"])
-    model.load_state_dict(load_file(folder / WEIGHTS))
-    return model.eval()
+    return trained.load(make(schema, settings["width"], settings["content"]), folder)
 
 
 def engaged(store: FeatureStore, slice_name: str, positive: str) -> Rows:
