@@ -323,13 +323,12 @@ def _domains(tables: dict[str, Any]) -> Table:
 
 def _routes_by_domain(tables: dict[str, Any]) -> Table:
     table = tables["domains"].filter(pl.col("stage").str.starts_with("route "))
-    routes = table["stage"].unique(maintain_order=True).to_list()
+    domains = table["domain"].unique().sort().to_list()
     rows = []
-    for domain in table["domain"].unique().sort():
-        recall = dict(table.filter(pl.col("domain") == domain).select("stage", "recall").iter_rows())
-        rows.append((domain, *(_number(recall[route]) for route in routes)))
-    head = ("domain", *(route.removeprefix("route ") for route in routes))
-    return Table("Recall of each route by domain", "Of all that the route gives.", head, rows)
+    for route in table["stage"].unique(maintain_order=True):
+        recall = dict(table.filter(pl.col("stage") == route).select("domain", "recall").iter_rows())
+        rows.append((route.removeprefix("route "), *(_number(recall[domain]) for domain in domains)))
+    return Table("Recall of each route by domain", "Of all that the route gives.", ("route", *domains), rows)
 
 
 def _routes(tables: dict[str, Any]) -> Table:
