@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check fix ui bench lock
+.PHONY: demo test check fix ui serve bench lock
 
 demo: $(READY)
 	$(BIN)/recfunnel demo
@@ -22,6 +22,9 @@ fix: $(READY)
 
 ui: $(READY)
 	$(BIN)/recfunnel ui
+
+serve: $(READY)
+	$(BIN)/recfunnel serve
 
 bench: $(READY)
 	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[bench]'

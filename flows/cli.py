@@ -31,6 +31,7 @@ ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file,
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help='Overrides, such as fine.model="star".')
 ]
+Alias = Annotated[str, typer.Option(help="The name by which the service finds its bundle.")]
 DataFolder = Annotated[Path, typer.Option(help="The data folder of the runs.")]
 
 
@@ -236,6 +237,57 @@ def refresh(config: ConfigFile, overrides: Overrides = None) -> None:
         f"done: {verdict}, log loss {told['log_loss_champion']:.5f} → {told['log_loss_challenger']:.5f} · "
         f"gain {told['gain']:+.5f} ({told['gain_low']:+.5f} to {told['gain_high']:+.5f}) · MLflow run {told['run']}"
     )
+
+
+@app.command()
+def bundle(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    alias: Alias = "champion",
+    roll_back: Annotated[bool, typer.Option("--roll-back", help="Make none; name the one before again.")] = False,
+) -> None:
+    """Bundle the latest run of a configuration for the service, and let an alias name it."""
+    from pipeline.config import load
+    from pipeline.serving import bundle as bundles
+
+    settings = load(config, overrides or [])
+    place = Path(settings.folder) / bundles.FOLDER
+    if roll_back:
+        print(f"done: {alias} is {bundles.roll_back(place, alias)} again")
+        return
+    from flows.servers import prefect_home
+
+    prefect_home(Path(settings.folder))
+    from flows.bundle import bundle as make
+
+    made = make(str(config), overrides or [], alias)
+    print(f"done: {made} · {alias} · recfunnel serve --folder {settings.folder}")
+
+
+@app.command()
+def serve(
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help='Of [serve], such as diversity="mmr".')
+    ] = None,
+    folder: DataFolder = Path("data"),
+    alias: Alias = "champion",
+    bundle: Annotated[Path | None, typer.Option(help="Serve this bundle, and no other, instead of an alias.")] = None,
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+) -> None:
+    """Answer requests from a bundle until interrupted; the page is at the address that is printed."""
+    from pipeline.serving import launch
+
+    launch.run(folder, alias, bundle, settings or [], host=host, port=port)
+
+
+@app.command()
+def collect(folder: DataFolder = Path("data"), alias: Alias = "champion") -> None:
+    """Write what the service was told since the last time as Parquet of the event contract, for the next training."""
+    from pipeline.serving import launch
+
+    made = launch.collect(folder, alias)
+    print(f"done: {made}" if made else "done: nothing new was told")
 
 
 def _print_features(events: Path, features: Path, logged: dict[str, float], made: dict[str, float]) -> None:

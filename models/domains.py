@@ -48,6 +48,8 @@ class DomainCross(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         domain = batch["domain"][:, None]
         crossed = {**batch, "fields": batch["fields"][:, self.columns] + self.shifts + domain * self.sizes}
+        if "asker" in batch:
+            domain = domain[batch["asker"].unique_consecutive(return_counts=True)[1].cumsum(0) - 1]
         for name, columns, gaps in self.sequences:
             of_event = domain[batch[f"{name}.row"]]
             crossed[f"{name}.fields"] = batch[f"{name}.fields"] + self.shifts[columns] + of_event * self.sizes[columns]

@@ -15,7 +15,7 @@ from torch.nn import functional
 from models import processes, sharding
 from models.encodings import Encodings
 from models.schema import Role, Schema
-from models.sequences import Factory, HardSearch, LongAndShort, Pooling, segment_sum
+from models.sequences import Factory, HardSearch, LongAndShort, Pooling, of_each, segment_sum
 
 CLIP = 5.0
 
@@ -161,8 +161,11 @@ class Histories(nn.Module):
         """The batch with no more events than the encoders want, if they can tell by their codes; `candidates` are the
         codes of the candidate as an event of each sequence."""
         for name, encoder, candidate in zip(self.names, self.encoders, candidates, strict=True):
+            keys = [f"{name}.fields", f"{name}.gap", f"{name}.row"]
+            if "asker" in batch and not hasattr(encoder, "shared"):
+                event, row = of_each(batch[keys[2]], batch["asker"])
+                batch = {**batch, keys[0]: batch[keys[0]][event], keys[1]: batch[keys[1]][event], keys[2]: row}
             if isinstance(encoder, HardSearch | LongAndShort):
-                keys = [f"{name}.fields", f"{name}.gap", f"{name}.row"]
                 found = encoder.find(candidate, *(batch[key] for key in keys))
                 batch = {**batch, **dict(zip(keys, found, strict=True))}
         return batch
@@ -178,8 +181,10 @@ class Histories(nn.Module):
         events: Sequence[Float[Tensor, "_ _ D"]],
     ) -> Float[Tensor, "B width"]:
         """One query and the embedded codes for every sequence."""
-        given = self._given(batch, queries, events)
-        encoded = [encoder(*own) for encoder, own in zip(self.encoders, given, strict=True)]
+        encoded = []
+        for encoder, own in zip(self.encoders, self._given(batch, queries, events), strict=True):
+            shared = "asker" in batch and hasattr(encoder, "shared")
+            encoded.append(encoder.shared(*own, batch["asker"]) if shared else encoder(*own))  # type: ignore[operator]
         return torch.cat([batch["numbers"][:, :0], *encoded], dim=1)
 
     def with_loss(

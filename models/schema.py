@@ -65,6 +65,8 @@ class Schema:
     * `domain` (B,) int64 in 0 … P-1;
     * for each sequence `s`, packed over its S events, rows in order, old to new within a row:
       `s.fields` (S, F_s) int64 rows of the fused table, `s.gap` (S,) int64, `s.row` (S,) int64 in 0 … B-1;
+    * `asker` (B,) int64, ascending from 0, if rows have their histories, and their domain, in common: which of them a
+      row has; `s.row` then counts these;
     * `content` (B, `content`) float32, the items' content vectors, if `encodings` or a model asks for them.
 
     `durations` are what the log knows the seconds of; a label of one of these names is no 0/1 but seconds.

@@ -9,12 +9,16 @@ An encoder is any module called with
 
 that returns (B, D). A row without events gets zeros. Those here treat the events as a set; `models.recurrent` has
 those that read them one after the other.
+
+When requests are answered, many candidates have one history, and are asked for in one domain. An encoder that gains by
+that has `shared`, which is called with an `asker` (B,) as well, ascending: the history of each candidate, to which
+`row` then refers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -80,6 +84,24 @@ def segment_log_softmax(scores: Float[Tensor, " S"], row: Int[Tensor, " S"], row
 def segment_softmax(scores: Float[Tensor, " S"], row: Int[Tensor, " S"], rows: int) -> Float[Tensor, " S"]:
     """The softmax of each row's scores."""
     return segment_log_softmax(scores, row, rows).exp()
+
+
+def of_each(row: Int[Tensor, " S"], asker: Int[Tensor, " B"]) -> tuple[Int[Tensor, " E"], Int[Tensor, " E"]]:
+    """The events of histories that are shared, once for each candidate: the event and the candidate of each."""
+    count = row.bincount(minlength=int(asker.max()) + 1 if len(asker) else 0)
+    lengths = count[asker]
+    candidate = torch.arange(len(asker), device=row.device).repeat_interleave(lengths)
+    first = (count.cumsum(0) - count)[asker] - (lengths.cumsum(0) - lengths)
+    return torch.arange(len(candidate), device=row.device) + first[candidate], candidate
+
+
+def apart(
+    query: Float[Tensor, "B Q"], events: Float[Tensor, "S D"], row: Int[Tensor, " S"], asker: Int[Tensor, " B"]
+) -> Iterator[tuple[Float[Tensor, "b Q"], Float[Tensor, "L D"]]]:
+    """Each asker's candidates and events."""
+    askers = int(asker.max()) + 1 if len(asker) else 0
+    candidates, lengths = (index.bincount(minlength=askers).tolist() for index in (asker, row))
+    return zip(query.split(candidates), events.split(lengths), strict=True)
 
 
 def places(row: Int[Tensor, " S"], rows: int, length: int) -> Int[Tensor, " S"]:
@@ -157,6 +179,16 @@ class Pooling(nn.Module):
         count = events.new_zeros(len(query)).index_add(0, row, torch.ones_like(row, dtype=events.dtype))
         return total / count.clamp(min=1)[:, None]
 
+    def shared(
+        self,
+        query: Float[Tensor, "B Q"],
+        events: Float[Tensor, "S D"],
+        gap: Int[Tensor, " S"],
+        row: Int[Tensor, " S"],
+        asker: Int[Tensor, " B"],
+    ) -> Float[Tensor, "B D"]:
+        return self(query, events, gap, row).index_select(0, asker)  # type: ignore[no-any-return]
+
 
 class _BendAtZero(torch.autograd.Function):
     @staticmethod
@@ -212,6 +244,17 @@ class Comparison(nn.Module):
         compared = torch.cat([candidate, events, candidate * events], dim=1)
         return self.weigh(self.activation(functional.linear(compared, weight, self.compare.bias)))  # type: ignore[no-any-return]
 
+    def of_all(self, query: Float[Tensor, "B D"], events: Float[Tensor, "L D"]) -> Float[Tensor, "B L"]:
+        """The weight of every event for every candidate: what one of them says alone is computed once, and q⊙k is one
+        product of the candidates and the events' own weights for them."""
+        of_query, of_event, of_difference, of_product = self.compare.weight.chunk(4, dim=1)
+        hidden, width = of_query.shape
+        alone = functional.linear(events, of_event - of_difference, self.compare.bias)
+        product = query @ (events[:, None] * of_product).view(-1, width).T
+        compared = product.view(len(query), len(events), hidden) + alone
+        compared = compared + functional.linear(query, of_query + of_difference)[:, None]
+        return self.weigh(self.activation(compared.view(-1, hidden))).view(len(query), len(events))  # type: ignore[no-any-return]
+
 
 class ActivationUnit(nn.Module):
     """DIN's local activation unit: events are summed with the weights of `Comparison`, without a softmax.
@@ -238,6 +281,18 @@ class ActivationUnit(nn.Module):
         events = events + look_up(self.gap.weight, gap)
         return segment_sum(self.weights(query, events, row) * events, row, len(query))
 
+    def shared(
+        self,
+        query: Float[Tensor, "B D"],
+        events: Float[Tensor, "S D"],
+        gap: Int[Tensor, " S"],
+        row: Int[Tensor, " S"],
+        asker: Int[Tensor, " B"],
+    ) -> Float[Tensor, "B D"]:
+        events = events + look_up(self.gap.weight, gap)
+        parts = [self.weights.of_all(own, past) @ past for own, past in apart(query, events, row, asker)]
+        return torch.cat([query[:0], *parts])
+
 
 class TemporalInterest(nn.Module):
     """TIN's temporal interest module (Zhou et al., Temporal Interest Network for User Response Prediction, WWW 2024):
@@ -263,6 +318,21 @@ class TemporalInterest(nn.Module):
         paired = (events + self.time(1 + gap)) * target
         weights = segment_softmax(paired.sum(dim=1) / math.sqrt(width), row, rows)
         return segment_sum(weights[:, None] * paired, row, rows)
+
+    def shared(
+        self,
+        query: Float[Tensor, "B Q"],
+        events: Float[Tensor, "S D"],
+        gap: Int[Tensor, " S"],
+        row: Int[Tensor, " S"],
+        asker: Int[Tensor, " B"],
+    ) -> Float[Tensor, "B D"]:
+        target, events = query + self.time.weight[0], events + self.time(1 + gap)
+        parts = [
+            own * ((own @ past.T / math.sqrt(own.shape[1])).softmax(dim=1) @ past)
+            for own, past in apart(target, events, row, asker)
+        ]
+        return torch.cat([query[:0], *parts])
 
 
 class HardSearch(nn.Module):

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     ConfigDict,
@@ -33,6 +33,8 @@ from pipeline.lake import InputError
 
 STRICT = ConfigDict(extra="forbid")
 Share = Annotated[float, Field(ge=0, le=1)]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -438,6 +440,61 @@ class Machines:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Arm:
+    """A treatment of so large a share of the users, and what of `Serve.parameters` it changes."""
+
+    name: str
+    share: Share
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Layer:
+    """An experiment's users, drawn by `salt` independently of other layers: `arms`, and the share `hold_back` that no
+    arm ever gets; the rest is the control."""
+
+    name: str
+    salt: str
+    arms: tuple[Arm, ...]
+    hold_back: Share = 0.0
+
+
+@dataclass(frozen=True, config=STRICT)
+class Serve:
+    """How `recfunnel serve` answers.
+
+    `clock`: what is now, by the "wall" or as if the "log" had ended when the service began.
+    `threads`: how many routes are asked at once, and how many threads a model has.
+    `deadlines`: after how many milliseconds a stage that is not ready is left out.
+    `together`: how many waiting requests are answered at once; `queue`: how many may wait.
+    `diversity`: how the list is re-ranked by content, and `diversity_weight`, how much that counts against the score.
+    `explore`: whether scores are drawn from their posterior (Thompson sampling).
+    `live_users`: of how many users events since the bundle are kept for features; `traces`: how many answers can be
+    explained; `keep_days`: how long events stay in the buffer after they were written for training.
+    `rate`: how often one client may ask; `body`: how many bytes a body may have.
+    `beside`: whether the bundle before is loaded too, to be compared. `layers`: experiments.
+    """
+
+    clock: Literal["log", "wall"] = "log"
+    threads: PositiveInt = 2
+    deadlines: dict[Literal["routes", "coarse", "fine", "final"], PositiveFloat] = field(
+        default_factory=lambda: {"routes": 100.0, "coarse": 100.0, "fine": 200.0, "final": 50.0}
+    )
+    together: PositiveInt = 8
+    queue: PositiveInt = 256
+    diversity: Literal["none", "mmr", "dpp"] = "none"
+    diversity_weight: Share = 0.2
+    explore: bool = False
+    live_users: PositiveInt = 20_000
+    traces: PositiveInt = 500
+    keep_days: PositiveFloat = 7.0
+    rate: str = "1000/second"
+    body: PositiveInt = 1 << 20
+    beside: bool = False
+    layers: tuple[Layer, ...] = ()
+
+
+@dataclass(frozen=True, config=STRICT)
 class Config:
     """A complete named run."""
 
@@ -457,6 +514,7 @@ class Config:
     tune: Tune = Tune()
     zoo: Zoo = Zoo()
     evaluation: Evaluation = Evaluation()
+    serve: Serve = Serve()
 
     def __post_init__(self) -> None:
         watched, durations = self.fine.loss.watch_time, self.contract.durations
@@ -497,8 +555,20 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _assign(raw, override)
     raw.setdefault("source", {}).setdefault("kind", "simulator")
+    return _validated(Config, raw, name)
+
+
+def changed(serve: Serve, overrides: Sequence[str]) -> Serve:
+    """The settings with overrides such as `diversity="mmr"`. Raises `InputError` as `load` does."""
+    raw = asdict(serve)
+    for override in overrides:
+        _assign(raw, override)
+    return _validated(Serve, raw, "serve")
+
+
+def _validated(kind: type[T], raw: dict[str, Any], name: str) -> T:
     try:
-        return TypeAdapter(Config).validate_python(raw)
+        return TypeAdapter(kind).validate_python(raw)
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, one['loc']))}: {one['msg']} (got {one['input']!r})" for one in error.errors()]
         raise InputError("\n".join([f"{name}: {len(lines)} mistake(s) in the configuration", *lines])) from None

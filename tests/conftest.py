@@ -6,8 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 import torch
@@ -95,3 +98,48 @@ def latest(run: Path) -> dict[str, Path]:
     """The folders of a run by stage; they are named relative to where it was started."""
     folders: dict[str, str] = json.loads((run / "latest.json").read_text())["folders"]
     return {name: run.parents[1] / path for name, path in folders.items()}
+
+
+PATIENT = "serve.deadlines={routes=3e4, coarse=3e4, fine=3e4, final=3e4}"
+ROUTES = ("two_tower", "item_cf", "tag", "content", "follow", "hot", "fresh", "segment_hot", "cache")
+
+
+@pytest.fixture(scope="session")
+def bundles(shared: Path, small_run: Path) -> Path:
+    """A folder with a bundle of the tiny run, which the alias `champion` names; it has more routes than the run."""
+    from pipeline.config import load
+    from pipeline.serving import bundle
+
+    place = shared / "bundles"
+    with FileLock(shared / "bundles.lock"):
+        if not (place / "champion.json").exists():
+            routes = f"recall.routes={json.dumps(ROUTES)}"
+            settings = load(CONFIGS / "small.toml", [*TINY, routes, "serve.live_users=50", PATIENT])
+            folders = latest(small_run)
+            made = bundle.Made(
+                **{name: folders[name] for name in ("features", "coarse", "fine")},
+                quota=folders["recall_validation"] / "quota.json",
+                routes={"two_tower": folders["two_tower"]},
+            )
+            bundle.promote(place, "champion", bundle.write(place, made, settings).name)
+    return place
+
+
+@pytest.fixture(scope="session")
+def served(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a service of the tiny run's bundle."""
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "bundles").symlink_to(bundles)
+    process = recfunnel("serve", "--folder", folder, "--port", "0", server="", folder=folder)
+    assert process.stdout
+    address = process.stdout.readline().strip()
+    try:
+        for _ in range(600):
+            with suppress(OSError), urlopen(f"{address}/readyz", timeout=1):
+                break
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.1)
+        yield address
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)

@@ -83,12 +83,3 @@ def test_agrees_with_loops_and_a_request_alone_is_answered_alike(histories: list
     for number, history in enumerate(histories):
         alone = table.recall(requests(history), 6)
         assert listed(alone)[0] == listed(together)[number] == slow_recall(similar, history, 6)
-
-
-def test_pieces_do_not_matter(table: SimilarItems, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = requests([1], [2], [], [1, 2], [3], [2])
-    whole = table.recall(asked, 3)
-    monkeypatch.setattr(neighbours, "AT_ONCE", 2)
-    pieces = table.recall(asked, 3)
-    np.testing.assert_array_equal(whole.items, pieces.items)
-    np.testing.assert_array_equal(whole.scores, pieces.scores)

@@ -37,6 +37,7 @@ SCHEMA = Schema(
     labels=("click", "like"),
     domains=("home", "search", "video"),
 )
+NAMES = [sequence.name for sequence in SCHEMA.sequences]
 every_ranker = pytest.mark.parametrize("name", RANKERS)
 
 
@@ -169,6 +170,23 @@ def test_a_row_scores_the_same_alone_shuffled_and_in_other_company(name: str) ->
     torch.testing.assert_close(model(pack([rows[i] for i in order])), together[order], atol=1e-5, rtol=1e-5)
     mine = [i for i in range(40) if rows[i]["domain"] == 1]
     torch.testing.assert_close(model(pack([rows[i] for i in mine])), together[mine], atol=1e-5, rtol=1e-5)
+
+
+@every_ranker
+def test_candidates_that_share_a_history_score_as_if_each_had_its_own(name: str) -> None:
+    model = RANKERS[name](SCHEMA).eval()
+    random = np.random.default_rng(3)
+    people = [example(user, random) for user in range(4)]
+    people[1]["clicked.fields"], people[1]["clicked.gap"] = np.zeros((0, 2), int), np.zeros(0, int)
+    asker = [0, 0, 0, 1, 1, 2, 3, 3]
+    rows = []
+    for owner in asker:
+        own = {**example(owner, random), "domain": people[owner]["domain"]}
+        rows.append({**own, **{key: value for key, value in people[owner].items() if key.split(".")[0] in NAMES}})
+    apart, told = pack(rows), pack(people)
+    shared = {key: told[key] if key.split(".")[0] in NAMES else value for key, value in apart.items()}
+    together = model({**shared, "asker": torch.tensor(asker)})
+    torch.testing.assert_close(together, model(apart), rtol=1e-4, atol=1e-5)
 
 
 @every_ranker

@@ -16,6 +16,7 @@ from pipeline.bench import (
     refresh,
     routes,
     scale,
+    serve,
     similar_items,
     train,
 )
@@ -34,6 +35,7 @@ BENCHES: dict[str, Bench] = {
     "item_cf": (similar_items.bench_item_cf, {"interactions": 100_000}),
     "swing": (similar_items.bench_swing, {"interactions": 100_000}),
     "merge": (merge.bench, {"requests": 200}),
+    "serve": (serve.bench, {"users": 2_000, "items": 5_000, "impressions": 30_000, "requests": 200, "seconds": 3}),
     "refresh": (refresh.bench, {"users": 1_000, "impressions": 30_000, "shown": 1, "hours": 12, "seeds": 1}),
     "delay": (delay.bench, {"users": 1_000, "impressions": 30_000, "steps": 2, "seeds": 1}),
 }

@@ -32,11 +32,11 @@ def write(users: pl.DataFrame, items: pl.DataFrame, scores: npt.NDArray[Any], ou
     number. Values are the texts of `identity.canonical`; `tag`, the first of the tags, has no index beside `tags`.
     """
     for name, table in zip(FORWARD, (items, users), strict=True):
-        _write(table.drop("content", strict=False), out / f"index_{name}.arrow")
+        write_table(table.drop("content", strict=False), out / f"index_{name}.arrow")
     best = pl.Series("item", np.argsort(-scores, kind="stable").astype(np.int32))
     for name in INVERTED:
         if name in items.columns and not (name == "tag" and "tags" in items.columns):
-            _write(_inverted(items[name].gather(best), best), out / f"index_{name}.arrow")
+            write_table(_inverted(items[name].gather(best), best), out / f"index_{name}.arrow")
 
 
 def _inverted(values: pl.Series, items: pl.Series) -> pl.DataFrame:
@@ -48,7 +48,8 @@ def _inverted(values: pl.Series, items: pl.Series) -> pl.DataFrame:
     return pairs.group_by("value").agg(pl.col("item").alias("items")).sort("value")
 
 
-def _write(table: pl.DataFrame, path: Path) -> None:
+def write_table(table: pl.DataFrame, path: Path) -> None:
+    """Write a table as one batch of an Arrow file, to be mapped into memory."""
     arrow = table.to_arrow()
     batch = pa.RecordBatch.from_arrays([column.combine_chunks() for column in arrow.columns], schema=arrow.schema)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, arrow.schema) as writer:

@@ -95,7 +95,12 @@ def content_similarity(
     lengths: npt.NDArray[np.int32],
 ) -> npt.NDArray[np.float32]:
     """Cosine of the candidates' content (Q, d) with the mean content of [end - length, end); 0 where one is absent."""
-    history = (totals[ends] - totals[ends - lengths]).astype(np.float32)
+    return similarity_to_sum(totals[ends] - totals[ends - lengths], candidates)
+
+
+def similarity_to_sum(summed: npt.NDArray[np.int32], candidates: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The same from the sums (Q, d) of the histories' content in fixed point."""
+    history = summed.astype(np.float32)
     products = np.einsum("nd,nd->n", history, candidates)
     norms = np.sqrt(np.einsum("nd,nd->n", history, history) * np.einsum("nd,nd->n", candidates, candidates))
     cosines = np.zeros(len(products), np.float32)

@@ -103,6 +103,6 @@ def fit_rate(positives: npt.ArrayLike, shows: npt.ArrayLike, keys: npt.ArrayLike
     return float(positive / total) * strength, strength
 
 
-def shrink(positives: Floats, shows: Floats, a: float | Floats, b: float) -> Floats:
+def shrink(positives: Floats, shows: Floats, a: float | Floats, b: float | Floats) -> Floats:
     """The smoothed rate (positives + a) / (shows + b)."""
     return (positives + a) / (shows + b)

@@ -6,6 +6,7 @@ An impression sees the events strictly before its own time: never itself, never 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from pipeline.features.numeric import shrink
 from pipeline.features.timeline import Integers, Questions, Timeline
 
+Number = float | npt.NDArray[np.float64]
 UNITS = {"m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
 ALL = "all"
 
@@ -104,9 +106,12 @@ def features(
 
 
 def encode(
-    counts: npt.NDArray[np.integer], windows: tuple[str, ...], priors: list[tuple[float, float]]
+    counts: npt.NDArray[np.integer], windows: tuple[str, ...], priors: Sequence[tuple[Number, Number]]
 ) -> npt.NDArray[np.float32]:
-    """The features of counts (Q, windows + 1, 1 + tasks) whose last window is all time: (Q, columns)."""
+    """The features of counts (Q, windows + 1, 1 + tasks) whose last window is all time: (Q, columns).
+
+    A prior's numbers may be arrays (Q,), where the counts are of several entities.
+    """
     numbers = counts.astype(np.float64)
     shows, positives = numbers[..., 0], numbers[..., 1:]
     columns = np.empty((len(counts), len(windows), 1 + len(priors)), np.float32)

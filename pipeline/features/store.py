@@ -222,7 +222,7 @@ class FeatureStore:
         item: npt.NDArray[np.integer],
         domain: npt.NDArray[np.integer],
         time: Integers,
-        context: dict[str, npt.NDArray[np.integer]] | None = None,
+        context: Mapping[str, npt.NDArray[np.integer]] | None = None,
     ) -> Rows:
         """Any rows, such as candidates, with their features as of `time` (N,) in microseconds; labels are unknown.
 
@@ -239,9 +239,15 @@ class FeatureStore:
             self._fill(numbers[part], user[part], item[part], time[part], counted)
         return self._rows(user, item, domain, time, given, pointers, numbers)
 
-    def users_at(self, user: npt.NDArray[np.integer], domain: npt.NDArray[np.integer], time: Integers) -> Rows:
+    def users_at(
+        self,
+        user: npt.NDArray[np.integer],
+        domain: npt.NDArray[np.integer],
+        time: Integers,
+        context: Mapping[str, npt.NDArray[np.integer]] | None = None,
+    ) -> Rows:
         """Users as of `time` (N,), as rows without an item and without numbers, which cost far more than the rest."""
-        given = {"domain": domain + 1, "hour": hour(time), "position": np.ones(len(user), np.int32)}
+        given = {"domain": domain + 1, "hour": hour(time), "position": np.ones(len(user), np.int32), **(context or {})}
         pointers = {name: self.history(name, user, time) for name in self.behaviours}
         nobody, none = np.zeros(len(user), np.int32), np.zeros((len(user), 0), np.float32)
         return self._rows(user, nobody, domain, time, given, pointers, none)
@@ -342,6 +348,18 @@ class FeatureStore:
         pointers: dict[str, tuple[Integers, npt.NDArray[np.int32]]],
     ) -> Iterator[npt.NDArray[np.float32]]:
         """Statistics and matches of any rows, from the events in memory."""
+        yield from self._statistics(user, item, domain, time)
+        for name, (ends, lengths) in pointers.items():
+            yield from self._matches(name, user, item, time, ends, lengths)
+
+    def _statistics(
+        self,
+        user: npt.NDArray[np.integer],
+        item: npt.NDArray[np.integer],
+        domain: npt.NDArray[np.integer],
+        time: Integers,
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        """Of each entity its columns (N, …)."""
         counters, entities = self._counters, self._entities
 
         def count(entity: str) -> npt.NDArray[np.float32]:
@@ -349,14 +367,24 @@ class FeatureStore:
             return statistics.features(counters[entity], keys, time, self.recipe.windows, self._priors(entity))
 
         yield from _each(count, self.recipe.statistics, rows=len(user))
-        for name, (ends, lengths) in pointers.items():
-            table, owner = self.behaviours[name], user.astype(np.int64)
-            for attribute in self.recipe.attributes:
-                values = self._item_keys[attribute][item]
-                index = self._shared[name, attribute]
-                yield from match.encode(*match.found(index, table["time"], owner, values, time, ends, lengths))
-            if self.recipe.match_content:
-                yield match.content_similarity(self._contents[name], self.items["content"][item], ends, lengths)
+
+    def _matches(
+        self,
+        name: str,
+        user: npt.NDArray[np.integer],
+        item: npt.NDArray[np.integer],
+        time: Integers,
+        ends: Integers,
+        lengths: npt.NDArray[np.int32],
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        """How the items match the histories of one behaviour: columns (N,)."""
+        table, owner = self.behaviours[name], user.astype(np.int64)
+        for attribute in self.recipe.attributes:
+            values = self._item_keys[attribute][item]
+            index = self._shared[name, attribute]
+            yield from match.encode(*match.found(index, table["time"], owner, values, time, ends, lengths))
+        if self.recipe.match_content:
+            yield match.content_similarity(self._contents[name], self.items["content"][item], ends, lengths)
 
     def _stored(self, table: pa.Table) -> Iterator[npt.NDArray[np.float32]]:
         """Statistics and matches of logged rows, from their day's files."""

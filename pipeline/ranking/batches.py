@@ -42,9 +42,13 @@ class Encoder:
             for one in schema.sequences
         }
 
-    def __call__(self, rows: Rows, index: Tensor | None = None) -> Batch:
+    def __call__(
+        self, rows: Rows, index: Tensor | None = None, *, asker: npt.NDArray[np.integer] | None = None
+    ) -> Batch:
         """A batch of the rows at `index` (all of them when it is None); beside the input it has `labels` (B, T) and
         `user` (B,), the number of the row's user.
+
+        With `asker` (B,), ascending from 0, rows of one asker have one history, which is packed once.
 
         Raises ValueError for a row in a domain that the schema does not have.
         """
@@ -61,9 +65,11 @@ class Encoder:
             )
         context = pick(rows.context).long() + self._context_offsets
         fields = torch.cat([self._users[user], self._items[item], context], dim=1)[:, self._order]
-        histories = {name: (pick(rows.ends[name]), pick(rows.lengths[name])) for name in self._histories}
+        owner = {} if asker is None else {"asker": torch.from_numpy(asker.astype(np.int64))}
+        first = slice(None) if asker is None else np.searchsorted(asker, np.arange(asker.max(initial=-1) + 1))
+        histories = {name: (pick(rows.ends[name])[first], pick(rows.lengths[name])[first]) for name in self._histories}
         columns = {"numbers": pick(rows.numbers), "domain": domain, "user": user, "labels": pick(rows.labels)}
-        return {"fields": fields, **columns, **self._looked_up(item, pick(rows.time), histories)}
+        return {"fields": fields, **columns, **owner, **self._looked_up(item, pick(rows.time)[first], histories)}
 
     def records(self, rows: Rows) -> Records:
         """The rows (N,) as records (`layout`), of which `batch` makes what a call of the encoder makes of the rows."""

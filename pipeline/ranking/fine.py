@@ -104,6 +104,13 @@ class Calibrated(nn.Module):
 
 
 @torch.inference_mode()
+def answers(model: nn.Module, encoder: Encoder, rows: Rows, asker: np.ndarray) -> Tensor:
+    """The model's outputs (N, T) for the candidates of a few requests, `asker` (N,) from 0: rows of one share a
+    history, and what a model makes of that alone."""
+    return model(encoder(rows, asker=asker))  # type: ignore[no-any-return]
+
+
+@torch.inference_mode()
 def logits(model: nn.Module, encoder: Encoder, rows: Rows, size: int = 16_384) -> Tensor:
     """The model's outputs (N, T) float32. Of several processes each scores a part of every batch, and has all."""
     device = next(model.parameters()).device
@@ -112,8 +119,13 @@ def logits(model: nn.Module, encoder: Encoder, rows: Rows, size: int = 16_384) -
 
 
 def probabilities(model: nn.Module, encoder: Encoder, rows: Rows) -> np.ndarray:
-    """σ of the logits: (N, T) float32. The one place where logits become probabilities."""
-    return logits(model, encoder, rows).sigmoid().numpy()
+    """The probabilities of rows: (N, T) float32."""
+    return likely(logits(model, encoder, rows))
+
+
+def likely(logits: Tensor) -> np.ndarray:
+    """σ of the logits, (N, T) both. The one place where logits become probabilities."""
+    return logits.sigmoid().numpy()
 
 
 def with_durations(probabilities: np.ndarray, schema: Schema, unit: float = 1.0) -> np.ndarray:

@@ -132,11 +132,11 @@ def hold(heap, value, column):  # type: ignore[no-untyped-def]
     as float32, which order as positive values do, then those of the column, the lower the better."""
     key = np.int64(np.float32(value).view(np.int32)) << 32 | np.int64(LAST - column)
     if value > 0.0 and key > heap[0]:
-        _replace_worst(heap, key)
+        replace_worst(heap, key)
 
 
 @njit(nogil=True, cache=True)
-def _replace_worst(heap, key):  # type: ignore[no-untyped-def]
+def replace_worst(heap, key):  # type: ignore[no-untyped-def]
     place, below = 0, 1
     while below < len(heap):
         if below + 1 < len(heap) and heap[below + 1] < heap[below]:

@@ -1,4 +1,8 @@
-"""Two hops over a table of neighbours: from what a request begins with, such as items its user took, to items."""
+"""Two hops over a table of neighbours: from what a request begins with, such as items its user took, to items.
+
+The sums of a request are kept in a small table by hashes, compiled by Numba: there is no array as long as the
+catalogue, and nothing is sorted but what is found.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
+from numba import njit
 
-from pipeline.recall.route import NOTHING, Found, Requests, best, packed_order
+from pipeline.recall.nearest import LAST, replace_worst
+from pipeline.recall.route import NOTHING, Found, Requests
 
 RECENT = 50
-AT_ONCE = 1 << 20
+LEAST = np.iinfo(np.int64).min
 PARTS = ("data", "indices", "indptr")
 
 
@@ -39,38 +45,15 @@ class Table:
         taken left out.
 
         Way p (P,) begins at request `row[p]`, in ascending order, and goes through the table's row `middle[p]`. Sums
-        are taken in the order of the ways, so that a request is answered alike alone and in company.
+        are taken in the order of the ways, so that a request is answered alike alone and in company; ties, as float32,
+        go to the lower item number.
         """
-        counts = self.indptr[middle + 1] - self.indptr[middle]
-        cuts = np.searchsorted(np.cumsum(counts), np.arange(AT_ONCE, counts.sum(), AT_ONCE))
-        cuts = np.searchsorted(row, row[cuts])
         found = Found(np.full((len(requests), k), NOTHING, np.int32), np.zeros((len(requests), k), np.float32))
-        for begin, end in zip([0, *cuts], [*cuts, len(row)], strict=True):
-            if begin == end:
-                continue
-            part, first, last = slice(begin, end), int(row[begin]), int(row[end - 1]) + 1
-            owner, item, score = self._sums(row[part] - first, middle[part], weight[part], counts[part])
-            new = ~_taken(requests, first, last, owner, item)
-            some = best(owner[new], item[new], score[new], requests=last - first, k=k)
-            found.items[first:last, : some.items.shape[1]] = some.items
-            found.scores[first:last, : some.items.shape[1]] = some.scores
+        begins = np.searchsorted(row, np.arange(len(requests) + 1))
+        weights = np.asarray(weight, np.float64)
+        parts = (self.data, self.indices, self.indptr)
+        _follow(begins, middle, weights, *parts, requests.offsets, requests.items, found.items, found.scores)
         return found
-
-    def _sums(
-        self,
-        row: npt.NDArray[np.int64],
-        middle: npt.NDArray[np.int64],
-        weight: npt.NDArray[np.floating],
-        counts: npt.NDArray[np.int64],
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.float64]]:
-        begins = np.cumsum(counts) - counts
-        way = np.repeat(np.arange(len(row)), counts)
-        place = np.arange(len(way)) + (self.indptr[middle] - begins)[way]
-        owner, item = row[way], self.indices[place]
-        order = packed_order(owner, item, way)
-        owner, item, value = owner[order], item[order], (self.data[place] * weight[way])[order]
-        heads = np.flatnonzero((np.diff(owner, prepend=-1) != 0) | (np.diff(item, prepend=-1) != 0))
-        return owner[heads], item[heads], np.add.reduceat(value, heads) if len(heads) else value
 
 
 @dataclass(frozen=True)
@@ -91,13 +74,9 @@ class SimilarItems:
 def latest(requests: Requests, size: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """What each request's user took in his last 50 events, of the items below `size`, each once: request, item, and how
     far its newest event lies back (1 = the newest of all), by request and newest first."""
-    chosen = (requests.back <= RECENT) & (requests.items < size)
-    pairs = requests.row[chosen] * size + requests.items[chosen]
-    pairs, newest = np.unique(pairs[::-1], return_index=True)
-    back = requests.back[chosen][::-1][newest]
-    row, item = np.divmod(pairs, size)
-    order = packed_order(row, back)
-    return row[order], item[order], back[order]
+    row, item, back = np.empty((3, len(requests) * RECENT), np.int64)
+    count = _latest(requests.offsets, requests.items, size, row, item, back)
+    return row[:count], item[:count], back[:count]
 
 
 def save(table: sp.csr_array, folder: Path) -> None:
@@ -111,11 +90,70 @@ def load(folder: Path) -> Table:
     return Table(*(np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in PARTS))
 
 
-def _taken(
-    requests: Requests, first: int, last: int, row: npt.NDArray[np.int64], item: npt.NDArray[np.int32]
-) -> npt.NDArray[np.bool_]:
-    """Which pairs (N,) of a request, counted from `first`, and an item are in the request's own history."""
-    offsets = requests.offsets[first : last + 1]
-    owner = np.repeat(np.arange(last - first), np.diff(offsets))
-    history = requests.items[offsets[0] : offsets[-1]]
-    return np.isin(row << 32 | item, owner << 32 | history)
+@njit(nogil=True, cache=True)
+def _latest(offsets, items, size, row, item, back):  # type: ignore[no-untyped-def]
+    count = 0
+    for request in range(len(offsets) - 1):
+        first, end = count, offsets[request + 1]
+        for event in range(end - 1, max(offsets[request], end - RECENT) - 1, -1):
+            known = items[event] >= size
+            for place in range(first, count):
+                known |= item[place] == items[event]
+            if not known:
+                row[count], item[count], back[count] = request, items[event], end - event
+                count += 1
+    return count
+
+
+@njit(nogil=True, cache=True)
+def _follow(begins, middle, weight, data, indices, indptr, offsets, taken, items, scores):  # type: ignore[no-untyped-def]
+    heap = np.empty(items.shape[1], np.int64)
+    for request in range(len(items)):
+        most = offsets[request + 1] - offsets[request]
+        for way in range(begins[request], begins[request + 1]):
+            most += indptr[middle[way] + 1] - indptr[middle[way]]
+        bits = 4
+        while (1 << bits) < 2 * most:
+            bits += 1
+        owner, total = np.full(1 << bits, NOTHING, np.int32), np.zeros(1 << bits)
+        for place in range(offsets[request], offsets[request + 1]):
+            slot = _slot(owner, bits, taken[place])
+            owner[slot], total[slot] = taken[place], -np.inf
+        met, count = np.empty(most, np.int64), 0
+        for way in range(begins[request], begins[request + 1]):
+            for place in range(indptr[middle[way]], indptr[middle[way] + 1]):
+                slot = _slot(owner, bits, indices[place])
+                if owner[slot] == NOTHING:
+                    owner[slot] = indices[place]
+                    met[count] = slot
+                    count += 1
+                total[slot] += data[place] * weight[way]
+        heap[:] = LEAST
+        for number in range(count):
+            key = _key(total[met[number]], owner[met[number]])
+            if len(heap) and key > heap[0]:
+                replace_worst(heap, key)
+        best = np.sort(heap)[::-1]
+        for rank in range(len(best)):
+            if best[rank] == LEAST:
+                break
+            items[request, rank] = LAST - (best[rank] & LAST)
+            scores[request, rank] = total[_slot(owner, bits, items[request, rank])]
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _slot(owner, bits, item):  # type: ignore[no-untyped-def]
+    """Where the item is in the table by hashes, or the free place for it (Fibonacci hashing, linear probing)."""
+    slot = ((np.uint64(item) * np.uint64(2654435769)) & np.uint64(0xFFFFFFFF)) >> np.uint64(32 - bits)
+    place = np.int64(slot)
+    while owner[place] != NOTHING and owner[place] != item:
+        place = (place + 1) & (len(owner) - 1)
+    return place
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _key(value, column):  # type: ignore[no-untyped-def]
+    """One integer that orders as the value, as float32, and then against the column."""
+    bits = np.float32(value + 0.0).view(np.int32)
+    ascending = np.int64(bits ^ np.int32(0x7FFFFFFF)) if bits < 0 else np.int64(bits)
+    return ascending << 32 | np.int64(LAST - column)

@@ -1,0 +1,207 @@
+"""The service under load, which the same machine makes: a market of a million items, ten routes, 2,000 merged
+items a request, 300 of them for the fine ranker, 50 for the list.
+
+First weights are as fast as trained ones, so that nothing is trained. The service runs as `recfunnel serve` does, in a
+process of its own, and is asked over HTTP: first one request at a time, then as they come in an open loop (Poisson
+arrivals), of which a latency counts from the moment at which a request was due, so that waiting is not left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+import torch
+
+from models import RANKERS
+from models.coarse import Coarse
+from pipeline import config
+from pipeline.bench.market import features_of
+from pipeline.features.store import FeatureStore
+from pipeline.lake import write_json
+from pipeline.ranking import coarse, fine
+from pipeline.recall import candidates, trained, two_tower
+from pipeline.serving import bundle
+
+ROUTES = ("two_tower", "item_cf", "swing", "tag", "follow", "similar_author", "content", "hot", "fresh", "cache")
+WARM_UP = 300
+STARTED = 60.0
+
+
+def bench(
+    users: int = 100_000,
+    items: int = 1_000_000,
+    impressions: int = 1_000_000,
+    length: int = 50,
+    per_route: int = 500,
+    merged: int = 2_000,
+    keep: int = 300,
+    requests: int = 2_000,
+    rate: int = 200,
+    seconds: int = 20,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Latencies of `requests` asked one at a time, then of `seconds` with `rate` requests a second on average.
+
+    A tenth of all users asked have no history. `cold_start_s` is from the command to the first answer.
+    """
+    features = config.Features(length=length)
+    with (
+        features_of(users=users, items=items, impressions=impressions, seed=seed, features=features) as made,
+        tempfile.TemporaryDirectory(prefix="recfunnel-bench-") as place,
+    ):
+        settings = config.Config(
+            name="bench",
+            source=config.Simulator(users=users, items=items, impressions=impressions, seed=seed),
+            features=features,
+            recall=config.Recall(routes=ROUTES, per_route=per_route, merged=merged),
+            coarse=config.Coarse(keep=keep),
+            fine=config.Fine(model="composed", options={"encoder": "din", "epnet": True, "ppnet": True}),
+        )
+        folder = Path(place)
+        written = bundled(made, folder, settings, seed)
+        random = np.random.default_rng(seed)
+        asked = bodies(FeatureStore.open(made), random, 4 * requests + 2 * rate * seconds)
+        with served(written, folder) as (address, began, process):
+            figures = asyncio.run(_measure(address, asked, requests, rate, seconds, random))
+            figures |= {"cold_start_s": began, "rss_gib": _resident(process.pid), **_stages(address)}
+        size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
+    return {"items": items, "routes": len(ROUTES), **figures, "bundle_gib": size / 2**30}
+
+
+def bundled(features: Path, folder: Path, settings: config.Config, seed: int) -> Path:
+    """The bundle of a market whose models have their first weights."""
+    torch.manual_seed(seed)
+    store = FeatureStore.open(features)
+    places = {name: folder / name for name in ("two_tower", "fine", "coarse")}
+    for place in places.values():
+        place.mkdir()
+    content = two_tower.content_width(store)
+    tower = two_tower.make(store.schema, 32, content)
+    trained.save(tower, places["two_tower"], two_tower.SETTINGS, {"width": 32, "content": content})
+    schema = fine.outputs(store.schema, settings.fine)
+    schema = replace(schema, labels=(*schema.labels[:2], fine.RELEVANCE))
+    model = fine.Calibrated(
+        RANKERS[settings.fine.model](schema, **settings.fine.options), *_unbounded(len(schema.labels))
+    )
+    weights = np.ones((len(schema.domains), len(schema.labels) + 1))
+    fine.save(fine.Ranker(model.eval(), schema, weights), places["fine"], settings.fine)
+    student = Coarse(store.schema, width=settings.coarse.width, content=content)
+    coarse.save(coarse.CoarseRanker(student, 0.0), store.schema, places["coarse"], settings.coarse)
+    write_json(folder / candidates.QUOTA, {})
+    made = bundle.Made(
+        features=features,
+        coarse=places["coarse"],
+        fine=places["fine"],
+        quota=folder / candidates.QUOTA,
+        routes={"two_tower": places["two_tower"]},
+    )
+    return bundle.write(folder / bundle.FOLDER, made, settings)
+
+
+def _unbounded(labels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.zeros(labels), torch.full((labels,), torch.inf)
+
+
+def bodies(store: FeatureStore, random: np.random.Generator, count: int) -> list[bytes]:
+    """Bodies of requests of users at random, a tenth of them strangers."""
+    known = random.integers(1, len(store.users["code_user_id"]), count)
+    strange = random.random(count) < 0.1
+    domains = random.choice(store.schema.domains, count)
+    return [
+        json.dumps({"user": f"stranger{user}" if odd else str(user), "domain": domain, "k": 50}).encode()
+        for user, odd, domain in zip(known.tolist(), strange.tolist(), domains.tolist(), strict=True)
+    ]
+
+
+@contextmanager
+def served(written: Path, folder: Path) -> Iterator[tuple[str, float, subprocess.Popen[str]]]:
+    """The address of a service of this bundle, the seconds until its first answer, and its process."""
+    begun = time.perf_counter()
+    command = [sys.executable, "-c", "from flows.cli import main; main()", "serve", "--bundle", str(written)]
+    command += ["--folder", str(folder), "--port", "0", 'rate="1000000/second"']
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    with (folder / "served.log").open("w") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+        assert process.stdout is not None
+        try:
+            found = re.search(r"http://\S+", process.stdout.readline())
+            if found is None:
+                raise RuntimeError(f"the service did not start: {(folder / 'served.log').read_text()}")
+            while not _ready(found[0]):
+                if process.poll() is not None or time.perf_counter() - begun > STARTED:
+                    raise RuntimeError(f"the service did not come up: {(folder / 'served.log').read_text()[-2_000:]}")
+                time.sleep(0.05)
+            yield found[0], time.perf_counter() - begun, process
+        finally:
+            process.terminate()
+            process.wait(STARTED)
+
+
+def _ready(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/readyz", timeout=1) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+async def _measure(
+    address: str, asked: Sequence[bytes], requests: int, rate: int, seconds: int, random: np.random.Generator
+) -> dict[str, float]:
+    bodies = iter(asked)
+    errors = 0
+    connector = aiohttp.TCPConnector(limit=0)
+    headers = {"Content-Type": "application/json"}
+    async with aiohttp.ClientSession(address, connector=connector, headers=headers) as session:
+
+        async def ask(due: float) -> float:
+            nonlocal errors
+            async with session.post("/recommend", data=next(bodies)) as answer:
+                told = await answer.read()
+                errors += answer.status != 200 or b'"degraded":[]' not in told
+            return 1e3 * (time.perf_counter() - due)
+
+        for _ in range(WARM_UP):
+            await ask(time.perf_counter())
+        alone = [await ask(time.perf_counter()) for _ in range(requests)]
+        arrivals = np.cumsum(random.exponential(1 / rate, rate * seconds))
+        begun = time.perf_counter()
+        tasks = []
+        for arrival in arrivals.tolist():
+            await asyncio.sleep(max(0.0, begun + arrival - time.perf_counter()))
+            tasks.append(asyncio.create_task(ask(begun + arrival)))
+        loaded = await asyncio.gather(*tasks)
+        took = time.perf_counter() - begun
+    figures = {f"p{percent}_ms": float(np.percentile(alone, percent)) for percent in (50, 95, 99)}
+    figures |= {"qps": len(loaded) / took}
+    figures |= {f"p{percent}_ms_at_qps": float(np.percentile(loaded, percent)) for percent in (50, 95, 99)}
+    return {**figures, "errors": errors}
+
+
+def _stages(address: str) -> dict[str, float]:
+    """Mean milliseconds of each stage, by the service's own metrics."""
+    with urllib.request.urlopen(f"{address}/metrics", timeout=5) as answer:
+        text = answer.read().decode()
+    sums = dict(re.findall(r'recfunnel_stage_seconds_sum\{stage="(\w+)"\} (\S+)', text))
+    counts = dict(re.findall(r'recfunnel_stage_seconds_count\{stage="(\w+)"\} (\S+)', text))
+    return {f"{stage}_ms": 1e3 * float(total) / float(counts[stage]) for stage, total in sums.items()}
+
+
+def _resident(process: int) -> float:
+    """GiB of a process that are in memory."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return float(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 2**20  # type: ignore[index]

@@ -1,0 +1,297 @@
+"""A bundle: all that the service answers from, in one folder that is named after its content.
+
+    config.json  recall.json  parity.parquet  manifest.json
+    features/    what the store knows of users and items, the last events of every user, what was counted (`live`)
+    routes/      one folder a route, as of the log's end; history/ what users took, exposure/ what they were shown
+    coarse/      the ranker, and the items' vectors as of the log's end
+    fine/        the ranker with its fusion weights
+
+It is written under a temporary name and renamed. The manifest has every file's SHA-256, which is checked before
+anything is read; nothing in it is a pickle. `parity.parquet` holds what batch scoring makes of ten thousand users,
+items and times: a service that does not come to the same refuses the bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import xxhash
+from pydantic import TypeAdapter
+
+from pipeline import lake
+from pipeline.config import Config
+from pipeline.features import indexes
+from pipeline.features.identity import canonical
+from pipeline.features.store import DAY, DAYS, Events, FeatureStore
+from pipeline.lake import InputError
+from pipeline.ranking import coarse, explore, fine
+from pipeline.ranking.batches import Encoder
+from pipeline.recall import candidates, exposure
+from pipeline.recall.snapshot import Snapshot, take
+from pipeline.serving.live import Tally
+
+FORMAT = 1
+FOLDER = "bundles"
+KEEP = 4
+CONFIG, TOLD, PARITY, POSTERIOR = "config.json", "recall.json", "parity.parquet", "posterior.safetensors"
+HISTORY = ("user", "item", "time")
+STORED = ("schema.json", "encoders.json", "slices.json", "items.parquet", "cross_codes.parquet")
+ASKING, ASKED_FOR = 200, 50
+LEARNT = 50_000
+TOLERANCE = 1e-5
+
+Folders = dict[str, Path]
+
+
+@dataclass(frozen=True)
+class Made:
+    """The folders of a run that a bundle is made of; `routes` are those of the trained ones."""
+
+    features: Path
+    coarse: Path
+    fine: Path
+    quota: Path
+    routes: Folders
+
+    @classmethod
+    def of_run(cls, root: Path) -> Made:
+        """Those of a run's latest finish. Raises `InputError` where there is none."""
+        try:
+            folders = json.loads((root / "latest.json").read_text())["folders"]
+        except FileNotFoundError:
+            raise InputError(f"{root}: no finished run; recfunnel run CONFIG first") from None
+        routes = {name: Path(path) for name, path in folders.items() if name in candidates.ROUTES}
+        named = {name: Path(folders[name]) for name in ("features", "coarse", "fine")}
+        return cls(**named, quota=Path(folders["recall_validation"]) / candidates.QUOTA, routes=routes)
+
+
+def write(place: Path, made: Made, settings: Config) -> Path:
+    """Write the bundle of a run into the folder `place`; returns its folder, whose name begins with "bundle-".
+
+    The same run and settings give the same bytes, and so the same name.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    for leftover in place.glob(".bundle-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=".bundle-", dir=place))
+    try:
+        with lake.explain_full_disk(place):
+            _fill(folder, made, settings)
+            files = _hashes(folder)
+            lake.write_json(folder / lake.MANIFEST, {"format": FORMAT, "files": files})
+        final = place / f"bundle-{lake.hash_value(files)[:16]}"
+        if final.exists():
+            shutil.rmtree(folder)
+        else:
+            folder.rename(final)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return final
+
+
+def verify(folder: Path) -> None:
+    """Raise `InputError` where a bundle's files are not those that were written, or of another format."""
+    manifest = lake.read_manifest(folder)
+    if manifest.get("format") != FORMAT:
+        raise InputError(
+            f"{folder}: a bundle of format {manifest.get('format')}, not {FORMAT}; make it anew, recfunnel bundle"
+        )
+    there, told = _hashes(folder), manifest["files"]
+    for name in sorted({*there, *told}):
+        if name not in there:
+            raise InputError(f"{folder}/{name}: missing; copy the bundle again, or make it anew")
+        if there[name] != told.get(name):
+            raise InputError(f"{folder}/{name}: not the file that was written (SHA-256 differs); copy the bundle again")
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration that a bundle was made with."""
+    return TypeAdapter(Config).validate_python(json.loads((folder / CONFIG).read_text()))
+
+
+def promote(place: Path, alias: str, name: str) -> None:
+    """Let an alias name this bundle. It remembers the three before; older ones that no alias remembers are removed."""
+    told = read_alias(place, alias)
+    before = [one for one in (told.get("bundle"), *told.get("previous", [])) if one and one != name]
+    lake.write_json(place / f"{alias}.json", {"bundle": name, "previous": before[: KEEP - 1]})
+    named = {one for path in place.glob("*.json") for one in _named(json.loads(path.read_text()))}
+    for old in set(before) - named:
+        shutil.rmtree(place / old, ignore_errors=True)
+
+
+def roll_back(place: Path, alias: str) -> str:
+    """Let an alias name the bundle that it named before; returns that one's name."""
+    told = read_alias(place, alias)
+    if not told.get("previous"):
+        raise InputError(f"{place}/{alias}.json: there is no bundle before {told.get('bundle', 'the first')}")
+    name, *others = told["previous"]
+    lake.write_json(place / f"{alias}.json", {"bundle": name, "previous": [*others, told["bundle"]]})
+    return str(name)
+
+
+def read_alias(place: Path, alias: str) -> dict[str, Any]:
+    """What an alias names: `bundle`, and those before it as `previous`; nothing where there is no such alias."""
+    path = place / f"{alias}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+@dataclass(frozen=True)
+class Ids:
+    """The rows of raw ids: `hashes` (N,) ascend, `rows` (N,) are theirs, and `names` the ids by row."""
+
+    hashes: npt.NDArray[np.uint64]
+    rows: npt.NDArray[np.int32]
+    names: pa.Array
+
+    @classmethod
+    def open(cls, folder: Path, side: str) -> Ids:
+        hashes, rows = (np.load(folder / f"{side}_{name}.npy", mmap_mode="r") for name in ("hashes", "rows"))
+        names = pa.ipc.open_file(pa.memory_map(str(folder / f"{side}_names.arrow"))).get_batch(0)
+        return cls(np.asarray(hashes), np.asarray(rows), names.column(0))
+
+    def row(self, text: str) -> int:
+        """The row of an id, 0 for one that is unknown."""
+        place = int(self.hashes.searchsorted(np.uint64(_hash(text))))
+        if place == len(self.hashes) or self.hashes[place] != _hash(text):
+            return 0
+        row = int(self.rows[place])
+        return row if self.name(row) == text else 0
+
+    def name(self, row: int) -> str:
+        """The id of a row, as its text."""
+        return str(self.names[row].as_py())
+
+
+def _hash(text: str) -> int:
+    return xxhash.xxh3_64_intdigest(text.encode())
+
+
+def _write_ids(features: Path, folder: Path, side: str) -> None:
+    texts = canonical(pl.read_parquet(features / f"{side}s.parquet", columns=[f"{side}_id"]).to_series())
+    known = np.flatnonzero(texts.is_not_null().to_numpy())
+    hashes = np.array([_hash(text) for text in texts.gather(known).to_list()], np.uint64)
+    order = np.argsort(hashes, kind="stable")
+    indexes.write_table(pl.DataFrame({"name": texts}), folder / f"{side}_names.arrow")
+    np.save(folder / f"{side}_hashes.npy", hashes[order])
+    np.save(folder / f"{side}_rows.npy", known[order].astype(np.int32))
+
+
+def _fill(folder: Path, made: Made, settings: Config) -> None:
+    lake.write_json(folder / CONFIG, settings.to_dict())
+    store = FeatureStore.open(made.features)
+    end = store.slices["end"]
+    write_features(store, folder / "features", settings.serve.live_users)
+    snapshot = take(store, end, settings.contract.positive)
+    _write_recall(snapshot, folder, made, settings)
+    for name in ("coarse", "fine"):
+        (folder / name).mkdir()
+        for path in getattr(made, name).iterdir():
+            if path.suffix in (".safetensors", ".json") and path.name not in (lake.MANIFEST, "returned.json"):
+                shutil.copyfile(path, folder / name / path.name)
+    encoder = Encoder(store)
+    student = coarse.load(made.coarse).model
+    np.save(folder / "coarse" / "items.npy", coarse.item_vectors(student, encoder, store, end).numpy())
+    ranker = fine.load(made.fine)
+    rows = store.log("validation")
+    rows = rows.take(np.random.default_rng(0).permutation(len(rows))[:LEARNT])
+    posterior = explore.fit(rows.numbers, fine.probabilities(ranker.model, encoder, rows), seed=settings.seed)
+    explore.save(posterior, folder / "fine" / POSTERIOR)
+    _write_parity(store, encoder, ranker, folder / PARITY)
+
+
+def write_features(store: FeatureStore, folder: Path, spare: int) -> None:
+    """The store's tables, with rows for `spare` users who are yet to come, and the ends of the histories."""
+    folder.mkdir()
+    for path in sorted(store.folder.iterdir()):
+        if path.name in STORED or path.name.startswith("index_"):
+            shutil.copyfile(path, folder / path.name)
+    users = pl.read_parquet(store.folder / "users.parquet")
+    pl.concat([users, pl.concat([users[:1]] * spare)]).write_parquet(folder / "users.parquet", compression="zstd")
+    contexts = [store.schema.fields[place].name for place in store.schema.positions("context")]
+    vocabulary = pl.read_parquet(store.folder / "vocabulary.parquet").filter(pl.col("field").is_in(contexts))
+    vocabulary.write_parquet(folder / "vocabulary.parquet", compression="zstd")
+    for side in ("user", "item"):
+        _write_ids(store.folder, folder, side)
+    for name, length in store.recipe.lengths.items():
+        last = pl.int_range(pl.len()).reverse().over("user") < length
+        behaviour = pl.DataFrame(dict(store.behaviours[name])).filter(last)
+        behaviour.write_parquet(folder / f"behaviour_{name}.parquet", compression="zstd")
+    opened = FeatureStore.open(folder)
+    events: Events = store.events
+    values = np.stack([events[name] for name in ("shows", *store.recipe.rates)], axis=1)
+    for entity in store.recipe.statistics:
+        keys = opened.entity_keys(entity, events["user"], events["item"], events["domain"])
+        Tally.of(keys, events["time"], values).save(folder / "tallies" / entity)
+
+
+def _write_recall(snapshot: Snapshot, folder: Path, made: Made, settings: Config) -> None:
+    """Every route, what users took and how often they were shown something, the quotas, and which tasks come late."""
+    (folder / "routes").mkdir()
+    for route in settings.recall.routes:
+        (folder / "routes" / route).mkdir()
+        model = {"model": made.routes[route]} if route in made.routes else {}
+        given = candidates.options(settings.recall, route, "fit")
+        candidates.ROUTES[route].fit(snapshot, folder / "routes" / route, **model, **given)
+    (folder / "history").mkdir()
+    for name in HISTORY:
+        np.save(folder / "history" / f"{name}.npy", snapshot.history[name].to_numpy())
+    np.save(folder / "history" / "available.npy", snapshot.items["item"].to_numpy())
+    (folder / "exposure").mkdir()
+    recall = settings.recall
+    shown = exposure.fit(snapshot, folder / "exposure", days=recall.exposure_days, error=recall.exposure_error)
+    lately = snapshot.interactions.filter((pl.col("time") >= shown.since) & (pl.col("user") > 0))
+    people = len(snapshot.store.users["code_user_id"])
+    np.save(folder / "exposure" / "counts.npy", np.bincount(lately["user"].to_numpy(), minlength=people))
+    day = next((snapshot.store.folder / DAYS / snapshot.store.days()[0]).glob("user-*.parquet"))
+    columns = pl.read_parquet_schema(day)
+    told = {
+        "quota": json.loads(made.quota.read_text()),
+        "delayed": [task for task in settings.contract.tasks if f"{task}_time" in columns],
+    }
+    lake.write_json(folder / TOLD, told)
+
+
+def _write_parity(store: FeatureStore, encoder: Encoder, ranker: fine.Ranker, path: Path) -> None:
+    """Ten thousand triples: 200 users of all kinds, each at a moment of the day after the log, with 50 items each."""
+    random = np.random.default_rng(0)
+    end, people, things = store.slices["end"], len(store.users["code_user_id"]), len(store.items["code_item_id"])
+    user = np.repeat(random.permutation(people)[:ASKING], ASKED_FOR)
+    user[:ASKED_FOR] = 0
+    time = np.repeat(end + random.integers(0, DAY, len(user) // ASKED_FOR), ASKED_FOR)
+    domain = np.repeat(random.integers(0, len(store.schema.domains), len(user) // ASKED_FOR), ASKED_FOR)
+    item = random.integers(0, things, len(user))
+    rows = store.rows(user, item, domain, time)
+    scores = fine.probabilities(ranker.model, encoder, rows)
+    pl.DataFrame(
+        {
+            **{"user": user.astype(np.int32), "item": item.astype(np.int32)},
+            **{"domain": domain.astype(np.int16), "time": time},
+            "numbers": pl.Series(rows.numbers, dtype=pl.Array(pl.Float32, rows.numbers.shape[1])),
+            "scores": pl.Series(scores, dtype=pl.Array(pl.Float32, scores.shape[1])),
+        }
+    ).write_parquet(path, compression="zstd", statistics=False)
+
+
+def _hashes(folder: Path) -> dict[str, dict[str, object]]:
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path != folder / lake.MANIFEST:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            found[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": digest}
+    return found
+
+
+def _named(alias: dict[str, Any]) -> list[str]:
+    return [alias["bundle"], *alias["previous"]]

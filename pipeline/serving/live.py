@@ -1,0 +1,380 @@
+"""The feature store as of now: what a bundle holds, and what has happened since, which counts with the next request.
+
+Features are those of `FeatureStore`, and so are their values. What differs is how they are found: a request has few
+rows of few users, so that a user's events are walked through and a key's are searched, where a batch sorts all its
+questions. Neither needs an index over the log, so that a bundle is opened in moments.
+
+A behaviour's events lie by user, oldest first. Where a user did something more, his last events are copied behind the
+table, into a strip with room for more, so that a history is one run of rows as before, and packed like any other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from pipeline.features import match, statistics
+from pipeline.features.store import Columns, Events, FeatureStore, Rows, read_columns
+from pipeline.features.timeline import Clock, Integers
+from pipeline.lake import write_json
+
+SECOND = 1_000_000
+MOST_COUNTED = 2_000_000
+PARTS = ("keys", "starts", "codes", "totals")
+
+
+class Strips:
+    """A table of events by user and time to which more are added: `columns` by row, those of `table` first.
+
+    `length` is how many events of a user are looked at; `users` of them have a strip at most, those with the latest
+    events; for others the table's own events stand.
+    """
+
+    def __init__(self, table: Events, *, length: int, users: int) -> None:
+        self.length = length
+        self.forgotten = 0
+        self._size = len(table["user"])
+        self._users = np.asarray(table["user"])
+        self._room = 2 * length
+        spare = users * self._room
+        self.columns: Columns = {
+            name: np.concatenate([values, np.zeros(spare, values.dtype)]) for name, values in table.items()
+        }
+        self._runs: OrderedDict[int, tuple[int, int]] = OrderedDict()
+        self._strips: dict[int, int] = {}
+        self._free = list(range(users))
+
+    def run(self, user: int) -> tuple[int, int]:
+        """The rows [begin, end) of the user's events that are known."""
+        if (live := self._runs.get(user)) is not None:
+            return live
+        sought = self._users.dtype.type(user)
+        return int(self._users.searchsorted(sought)), int(self._users.searchsorted(sought, "right"))
+
+    def find(self, user: int, time: int) -> tuple[int, int]:
+        """End and length of the user's history strictly before `time` (µs): rows [end - length, end)."""
+        begin, end = self.run(user)
+        end = begin + int(self.columns["time"][begin:end].searchsorted(time))
+        return end, min(end - begin, self.length)
+
+    def add(self, user: int, time: int, event: Mapping[str, int]) -> None:
+        """Add an event of a user at its place in time; `event` has the other columns' values."""
+        begin, end = self._with_room(user)
+        times = self.columns["time"]
+        place = begin + int(times[begin:end].searchsorted(time, "right"))
+        for name, column in self.columns.items():
+            column[place + 1 : end + 1] = column[place:end].copy()
+            column[place] = user if name == "user" else time if name == "time" else event[name]
+        self._runs[user] = (begin, end + 1)
+        self._runs.move_to_end(user)
+
+    def _with_room(self, user: int) -> tuple[int, int]:
+        """The user's run in a strip, moved there if need be, with a free row behind it."""
+        begin, end = self.run(user)
+        if user in self._strips and end < self._begin(user) + self._room:
+            return begin, end
+        if user not in self._strips:
+            self._strips[user] = self._free.pop() if self._free else self._strips.pop(self._oldest())
+        kept = min(end - begin, self.length)
+        target = self._begin(user)
+        for column in self.columns.values():
+            column[target : target + kept] = column[end - kept : end].copy()
+        return target, target + kept
+
+    def forget(self, user: int) -> None:
+        """Give up what was added of a user."""
+        self._runs.pop(user, None)
+        if (strip := self._strips.pop(user, None)) is not None:
+            self._free.append(strip)
+
+    def _begin(self, user: int) -> int:
+        return self._size + self._strips[user] * self._room
+
+    def _oldest(self) -> int:
+        self.forgotten += 1
+        return self._runs.popitem(last=False)[0]
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What happened to every key over time, to be asked for few keys: those of `statistics.Counter`, without what
+    sorts its events. `totals` (N + 1, K) lie row by row."""
+
+    keys: Integers
+    starts: Integers
+    codes: Integers
+    totals: npt.NDArray[np.int32]
+    clock: Clock
+
+    @classmethod
+    def of(cls, keys: Integers, times: Integers, values: npt.NDArray[np.integer]) -> Tally:
+        counter = statistics.Counter.of(keys, times, values)
+        timeline = counter.timeline
+        totals = np.ascontiguousarray(counter.totals, np.int32)
+        return cls(timeline.keys, timeline.starts, timeline.codes, totals, timeline.clock)
+
+    def count(self, counts: npt.NDArray[np.int64], keys: Integers, times: Integers, lags: Integers) -> None:
+        """Add to `counts` (Q, W, K) the sums of each key's values over [time - lag, time), W lags; all if negative."""
+        begins = self.clock.before((times[:, None] - np.maximum(lags, 0)).ravel()).reshape(len(times), len(lags))
+        ends = self.clock.before(times)
+        stride = self.clock.size + 1
+        _count(keys, begins, ends, lags, self.keys, self.starts, self.codes, stride, self.totals, counts)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        for name in PARTS:
+            np.save(folder / f"{name}.npy", getattr(self, name))
+        moments = self.clock.moments
+        if moments is not None:
+            np.save(folder / "moments.npy", moments)
+        told = {"origin": self.clock.origin, "unit": self.clock.unit, "size": self.clock.size}
+        write_json(folder / "clock.json", {**told, "moments": moments is not None})
+
+    @classmethod
+    def load(cls, folder: Path) -> Tally:
+        """Maps the arrays into memory, as plain ones."""
+        keys, starts, codes, totals = (_mapped(folder / f"{name}.npy") for name in PARTS)
+        told = json.loads((folder / "clock.json").read_text())
+        moments = _mapped(folder / "moments.npy") if told.pop("moments") else None
+        return cls(keys, starts, codes, totals, Clock(**told, moments=moments))
+
+
+class Since:
+    """What happened since the bundle, counted by entity: `shows` and the recipe's rates, as `Tally`s.
+
+    They are made anew by `recount`, so that what was added just before may not be counted yet.
+    """
+
+    def __init__(self, rates: tuple[str, ...]) -> None:
+        self._names = ("user", "item", "domain", "time", "shows", *rates)
+        self._events: list[tuple[int, ...]] = []
+        self._counted = 0
+        self.tallies: dict[str, Tally] = {}
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    @property
+    def stale(self) -> bool:
+        return self._counted < len(self._events)
+
+    def add(self, user: int, item: int, domain: int, time: int, shows: bool, rates: Sequence[bool]) -> None:
+        """The first two million events are counted; by then a new bundle is due."""
+        if len(self._events) < MOST_COUNTED:
+            self._events.append((user, item, domain, time, int(shows), *map(int, rates)))
+
+    def recount(self, keys: Callable[[str, Columns], Integers], entities: tuple[str, ...]) -> None:
+        """`keys(entity, events)` gives the events' keys (N,)."""
+        self._counted = len(self._events)
+        if not self._counted:
+            return
+        table = np.array(self._events[: self._counted], np.int64)
+        events = dict(zip(self._names, table.T, strict=True))
+        values = table[:, 4:]
+        self.tallies = {entity: Tally.of(keys(entity, events), events["time"], values) for entity in entities}
+
+
+@dataclass(frozen=True, eq=False)
+class LiveStore(FeatureStore):
+    """A store whose `behaviours` are those of `strips`, whose events were counted into `tallies`, and `since`."""
+
+    strips: dict[str, Strips] = field(default_factory=dict)
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    since: Since = field(default_factory=lambda: Since(()))
+
+    @classmethod
+    def of(cls, folder: Path, *, users: int) -> LiveStore:
+        """A bundle's features, with room for new events of so many users."""
+        plain = FeatureStore.open(folder)
+        lengths = plain.recipe.lengths
+        strips = {
+            name: Strips(read_columns(folder / f"behaviour_{name}.parquet"), length=length, users=users)
+            for name, length in lengths.items()
+        }
+        return cls(
+            **{**vars(plain), "behaviours": {name: one.columns for name, one in strips.items()}},
+            strips=strips,
+            tallies={entity: Tally.load(folder / "tallies" / entity) for entity in plain.recipe.statistics},
+            since=Since(plain.recipe.rates),
+        )
+
+    def history(
+        self, behaviour: str, user: npt.NDArray[np.integer], time: Integers
+    ) -> tuple[Integers, npt.NDArray[np.int32]]:
+        strip = self.strips[behaviour]
+        found: dict[tuple[int, int], tuple[int, int]] = {}
+        ends, lengths = np.empty(len(user), np.int64), np.empty(len(user), np.int32)
+        for row, who in enumerate(zip(user.tolist(), time.tolist(), strict=True)):
+            if who not in found:
+                found[who] = strip.find(*who)
+            ends[row], lengths[row] = found[who]
+        return ends, lengths
+
+    def add(self, user: int, item: int, domain: int, time: int, *, shown: bool, happened: Mapping[str, bool]) -> None:
+        """Add an event by its row numbers; `happened` says it of tasks, and of behaviours by `behaviour_<name>`."""
+        rates = [bool(happened.get(rate)) for rate in self.recipe.rates]
+        self.since.add(user, item, domain, time, shown, rates)
+        for name, strip in self.strips.items():
+            if happened.get(f"behaviour_{name}"):
+                strip.add(user, time, {"item": item, "domain": domain})
+
+    def recount(self) -> None:
+        """Bring the statistics up to what was added."""
+
+        def keys(entity: str, events: Columns) -> Integers:
+            return self.entity_keys(entity, events["user"], events["item"], events["domain"])
+
+        self.since.recount(keys, self.recipe.statistics)
+
+    @cached_property
+    def _lags(self) -> Integers:
+        lengths = [statistics.window_length(window) for window in (*self.recipe.windows, statistics.ALL)]
+        return np.array([-1 if length is None else length for length in lengths], np.int64)
+
+    def askers(
+        self,
+        user: npt.NDArray[np.integer],
+        domain: npt.NDArray[np.integer],
+        time: Integers,
+        context: Mapping[str, npt.NDArray[np.integer]],
+    ) -> Rows:
+        """Users as of `time` (N,), as rows without an item: of the numbers, those of users and of the context alone."""
+        numbers = np.zeros((len(user), len(self.schema.numbers)), np.float32)
+        for place, number in enumerate(self.schema.numbers):
+            if (own := self.users.get(f"number_{number.name}")) is not None:
+                numbers[:, place] = own[user]
+        nobody = np.zeros_like(user)
+        entities = tuple(self._places_of_users)
+        encoded = self._encoded(entities, user, nobody, domain, time)
+        for place, columns in zip(self._places_of_users.values(), encoded, strict=True):
+            numbers[:, place : place + columns.shape[1]] = columns
+        return replace(self.users_at(user, domain, time, context), numbers=numbers)
+
+    @cached_property
+    def _places_of_users(self) -> dict[str, int]:
+        """The first column of each entity that is of users or of the context."""
+        names = [number.name for number in self.schema.numbers]
+        windows, rates = self.recipe.windows, self.recipe.rates
+        first = {entity: statistics.names(entity, windows, rates)[0] for entity in self.recipe.statistics}
+        places = {entity: names.index(name) for entity, name in first.items()}
+        return {entity: at for entity, at in places.items() if self.schema.numbers[at].role in ("user", "context")}
+
+    def _statistics(
+        self,
+        user: npt.NDArray[np.integer],
+        item: npt.NDArray[np.integer],
+        domain: npt.NDArray[np.integer],
+        time: Integers,
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        yield from self._encoded(self.recipe.statistics, user, item, domain, time)
+
+    def _encoded(
+        self,
+        entities: tuple[str, ...],
+        user: npt.NDArray[np.integer],
+        item: npt.NDArray[np.integer],
+        domain: npt.NDArray[np.integer],
+        time: Integers,
+    ) -> npt.NDArray[np.float32]:
+        """The features (entities, N, columns) of these entities."""
+        counts = np.zeros((len(entities), len(user), len(self._lags), 1 + len(self.recipe.rates)), np.int64)
+        since = self.since.tallies
+        for entity, own in zip(entities, counts, strict=True):
+            keys = self.entity_keys(entity, user, item, domain)
+            for tally in (self.tallies[entity], *([since[entity]] if entity in since else [])):
+                tally.count(own, keys, time, self._lags)
+        of_task = np.array([self._priors(entity) for entity in entities]).reshape(len(entities), -1, 2)
+        priors = [(a, b) for a, b in np.repeat(of_task, len(user), axis=0).transpose(1, 2, 0)]
+        encoded = statistics.encode(counts.reshape(-1, *counts.shape[2:]), self.recipe.windows, priors)
+        return encoded.reshape(len(entities), len(user), -1)
+
+    def _matches(
+        self,
+        name: str,
+        user: npt.NDArray[np.integer],  # noqa: ARG002
+        item: npt.NDArray[np.integer],
+        time: Integers,
+        ends: Integers,
+        lengths: npt.NDArray[np.int32],
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        table = self.behaviours[name]
+        attributes = self.recipe.attributes
+        counts, gaps = (np.full((len(attributes), len(item)), start, np.int32) for start in (0, -1))
+        for attribute, own, gap in zip(attributes, counts, gaps, strict=True):
+            _match(item, time, ends, lengths, table["item"], table["time"], self._item_keys[attribute], own, gap)
+        for pair in zip(*match.encode(counts, gaps), strict=True):
+            yield from pair
+        if self.recipe.match_content:
+            content = self.items["content"]
+            yield match.similarity_to_sum(self._summed(table["item"], content, ends, lengths), content[item])
+
+    @staticmethod
+    def _summed(
+        events: npt.NDArray[np.int32], content: npt.NDArray[np.float32], ends: Integers, lengths: npt.NDArray[np.int32]
+    ) -> npt.NDArray[np.int32]:
+        """The sums (Q, d) of the histories' content in fixed point, once for rows that follow each other with one."""
+        new = (np.diff(ends, prepend=-1) != 0) | (np.diff(lengths, prepend=-1) != 0)
+        sums = np.zeros((int(new.sum()), content.shape[1]), np.int32)
+        for row, (end, length) in enumerate(zip(ends[new].tolist(), lengths[new].tolist(), strict=True)):
+            sums[row] = match.running_content(content[events[end - length : end]])[-1]
+        return np.take(sums, np.cumsum(new) - 1, axis=0)
+
+
+@njit(nogil=True, cache=True)
+def _first_from(codes, low, high, sought):  # type: ignore[no-untyped-def]
+    while low < high:
+        middle = (low + high) >> 1
+        if codes[middle] < sought:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@njit(nogil=True, cache=True)
+def _count(keys, begins, ends, lags, known, starts, codes, stride, totals, counts):  # type: ignore[no-untyped-def]
+    for row in range(len(keys)):
+        low, high = 0, len(known)
+        while low < high:
+            middle = (low + high) >> 1
+            if known[middle] < keys[row]:
+                low = middle + 1
+            else:
+                high = middle
+        if low == len(known) or known[low] != keys[row]:
+            continue
+        slot = (2 * low + 1) * stride
+        first, until = starts[low], _first_from(codes, starts[low], starts[low + 1], slot + ends[row])
+        for lag in range(len(lags)):
+            place = first
+            if lags[lag] >= 0:
+                place = _first_from(codes, first, until, slot + begins[row, lag])
+            for column in range(totals.shape[1]):
+                counts[row, lag, column] += totals[until, column] - totals[place, column]
+
+
+@njit(nogil=True, cache=True)
+def _match(item, times, ends, lengths, events, moments, keys, counts, gaps):  # type: ignore[no-untyped-def]
+    for row in range(len(item)):
+        value = keys[item[row]]
+        if value <= 0:
+            continue
+        for event in range(ends[row] - 1, ends[row] - lengths[row] - 1, -1):
+            if keys[events[event]] == value:
+                if counts[row] == 0:
+                    gaps[row] = (times[row] - moments[event]) // SECOND
+                counts[row] += 1
+
+
+def _mapped(path: Path) -> npt.NDArray[Any]:
+    """A file's array as a plain one: each slice of a `np.memmap` costs more than what is done with it."""
+    return np.asarray(np.load(path, mmap_mode="r"))

@@ -1,0 +1,99 @@
+"""What the service remembers of users between requests: what it has shown, and what it ranked high and has not."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from cachetools import LRUCache
+from rbloom import Bloom
+
+from pipeline.recall.cache import Cache
+from pipeline.recall.exposure import Exposure, pair_keys
+from pipeline.recall.route import Found, Requests, Route
+from pipeline.recall.snapshot import DAY
+
+CAPACITY = 1 << 20
+Integers = npt.NDArray[np.int64]
+
+
+class Shown:
+    """A bundle's exposure filter and what was shown since, a Bloom filter a day; a day that is too old is dropped.
+
+    `counts` is how often each user was shown something lately; there may be `users` in all.
+    """
+
+    def __init__(self, before: Exposure, counts: npt.NDArray[np.integer], users: int) -> None:
+        self._before = before
+        self._counts = np.zeros(users, np.int64)
+        self._counts[: len(counts)] = counts
+        self._since: dict[int, Bloom] = {}
+
+    def add(self, user: int, item: int, moment: int) -> None:
+        """An impression at a time in µs. A day later than all so far lets the oldest one go."""
+        day = moment // DAY
+        if day not in self._since:
+            kept = len(self._before.windows)
+            self._since = {one: bloom for one, bloom in self._since.items() if one > day - kept}
+            self._since[day] = Bloom(max(self._before.capacity, CAPACITY), self._before.error, int)
+            drop = min(max(day - kept + 1 - self._before.first, 0), kept - 1)
+            self._before = Exposure(
+                self._before.windows[drop:], self._before.first + drop, self._before.capacity, self._before.error
+            )
+        self._since[day].add(int(pair_keys(np.array([user]), np.array([item]))[0]))
+        self._counts[user] += 1
+
+    def most(self, users: npt.NDArray[np.integer]) -> int:
+        """No user of these (N,) was shown more than so many items lately."""
+        return int(self._counts[users].max(initial=0))
+
+    def contains(self, users: npt.NDArray[np.integer], items: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
+        """Whether each of N pairs was shown: a mask (N,)."""
+        found = self._before.contains(users, items)
+        keys = pair_keys(users, items).tolist() if self._since else []
+        for window in self._since.values():
+            found |= np.fromiter(map(window.__contains__, keys), bool, len(keys))
+        return found & (users > 0)
+
+
+class Remembered:
+    """R11 as the service feeds it: for whom it has ranked since, that; for the others the bundle's `lists`."""
+
+    def __init__(self, lists: Route, users: int) -> None:
+        self._lists = lists
+        self._life = lists.life if isinstance(lists, Cache) else 0
+        self._since: LRUCache[int, dict[int, tuple[int, npt.NDArray[np.int32]]]] = LRUCache(users)
+
+    def add(self, user: int, domain: int, moment: int, items: npt.NDArray[np.int32]) -> None:
+        """What a user is to be recommended in a domain, best first, as ranked at a time in µs."""
+        self._since[user] = {**self._since.get(user, {}), domain: (moment, items)}
+
+    def recall(self, requests: Requests, k: int) -> Found:
+        """The `k` best of what is remembered of each user, as `cache.Cache` has it."""
+        fresh = [self._entries(user) for user in requests.user.tolist()]
+        if not any(len(entries[0]) for entries in fresh):
+            return self._lists.recall(requests, k)
+        user = np.repeat(np.arange(len(requests)), [len(entries[0]) for entries in fresh])
+        domain, item, moment, rank = (np.concatenate([entries[n] for entries in fresh]) for n in range(4))
+        of_row = Requests(
+            user=np.arange(len(requests), dtype=np.int32),
+            domain=requests.domain,
+            time=requests.time,
+            items=requests.items,
+            times=requests.times,
+            offsets=requests.offsets,
+        )
+        return Cache(user, domain, item, moment, rank, self._life).recall(of_row, k)
+
+    def _entries(self, user: int) -> tuple[Integers, Integers, Integers, Integers]:
+        lists = self._since.get(user, {})
+        domain = np.repeat(np.array(list(lists), np.int64), [len(items) for _, items in lists.values()])
+        item = [items.astype(np.int64) for _, items in lists.values()]
+        moment = [np.full(len(items), when, np.int64) for when, items in lists.values()]
+        rank = [np.arange(1, len(items) + 1) for _, items in lists.values()]
+        nothing = [np.zeros(0, np.int64)]
+        return (
+            domain,
+            np.concatenate([*nothing, *item]),
+            np.concatenate([*nothing, *moment]),
+            np.concatenate([*nothing, *rank]),
+        )

@@ -1,0 +1,159 @@
+"""The commands `bundle`, `serve` and `collect` on the tiny run, as a user calls them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import polars as pl
+import pytest
+from conftest import CONFIGS, TINY, recfunnel
+
+from pipeline.serving import bundle
+
+
+def call(address: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    data = None if body is None else json.dumps(body).encode()
+    with urlopen(Request(f"{address}{path}", data, {"Content-Type": "application/json"}), timeout=20) as answer:
+        told: dict[str, Any] = json.loads(answer.read())
+        return told
+
+
+@contextmanager
+def service(folder: Path, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    process = recfunnel("serve", "--folder", folder, "--port", "0", *arguments, server="", folder=folder)
+    assert process.stdout
+    address = process.stdout.readline().strip()
+    try:
+        assert address.startswith("http://127.0.0.1:"), process.communicate()[1]
+        for _ in range(600):
+            with suppress(OSError):
+                call(address, "/readyz")
+                break
+            assert process.poll() is None
+            time.sleep(0.1)
+        yield address, process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def folder(bundles: Path, tmp_path: Path) -> Path:
+    """A data folder with the tiny run's bundle."""
+    name = bundle.read_alias(bundles, "champion")["bundle"]
+    (tmp_path / "bundles").mkdir()
+    (tmp_path / "bundles" / name).symlink_to(bundles / name)
+    shutil.copyfile(bundles / "champion.json", tmp_path / "bundles" / "champion.json")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_bundle_serve_and_collect(small_run: Path, server: str) -> None:
+    here = small_run.parents[1]
+    process = recfunnel("bundle", CONFIGS / "small.toml", *TINY, server=server, folder=here)
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    made = here / out.split("done: ")[1].split(" ·")[0]
+    assert bundle.read_alias(here / "data/bundles", "champion")["bundle"] == made.name
+    assert "recfunnel serve --folder data" in out
+    with service(here / "data", 'diversity="mmr"') as (address, _):
+        body = {"user": "17", "domain": "home", "k": 5}
+        first = call(address, "/recommend", body)
+        assert (first["bundle"], first["degraded"], len(first["items"])) == (made.name, [], 5)
+        item = first["items"][0]["item"]
+        event = {"user": "17", "domain": "home", "item": item, "labels": {"click": 1}, "request": first["request"]}
+        assert call(address, "/events", {"events": [event]}) == {"accepted": 1}
+        second = call(address, "/recommend", body)
+        assert item not in [one["item"] for one in second["items"]]
+        assert call(address, f"/explain/{second['request']}")["history"][0]["item"] == item
+        assert call(address, f"/explain/{second['request']}/{item}")["stage"] == "exposure"
+    process = recfunnel("collect", server="", folder=here)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    told = pl.read_parquet(here / out.split("done: ")[1].strip())
+    assert told.select("user_id", "item_id", "domain", "shown", "click").rows() == [("17", item, "home", True, 1)]
+    process = recfunnel("bundle", CONFIGS / "small.toml", "--roll-back", server=server, folder=here)
+    assert "there is no bundle before" in process.communicate(timeout=60)[1]
+
+
+def test_no_acknowledged_event_is_lost_by_a_kill(folder: Path) -> None:
+    with service(folder) as (address, process):
+        items = [one["item"] for one in call(address, "/recommend", {"user": "3", "domain": "home"})["items"]]
+        for item in items[:3]:
+            event = {"user": "3", "domain": "home", "item": item, "labels": {"click": 1}}
+            call(address, "/events", {"events": [event]})
+        process.kill()
+    with service(folder) as (address, _):
+        answer = call(address, "/recommend", {"user": "3", "domain": "home"})
+        history = call(address, f"/explain/{answer['request']}")["history"]
+        assert [one["item"] for one in history[:3]] == items[2::-1]
+        assert not {*items[:3]} & {one["item"] for one in answer["items"]}
+
+
+def test_it_ends_when_asked_and_answers_what_was_under_way(folder: Path) -> None:
+    answered, refused = [], []
+
+    def ask(address: str) -> None:
+        while True:
+            try:
+                answered.append(len(call(address, "/recommend", {"user": "3", "domain": "home", "k": 4})["items"]))
+            except HTTPError as error:
+                refused.append(error.code)
+            except OSError:
+                return
+
+    with service(folder) as (address, process):
+        threads = [threading.Thread(target=ask, args=(address,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+        for thread in threads:
+            thread.join()
+    assert len(answered) > 4
+    assert set(answered) == {4}
+    assert set(refused) <= {503}
+
+
+def test_a_bundle_is_swapped_and_a_corrupt_one_refused_while_it_serves(folder: Path) -> None:
+    good = bundle.read_alias(folder / "bundles", "champion")["bundle"]
+    shutil.copytree(folder / "bundles" / good, folder / "bundles" / "bundle-corrupt")
+    (folder / "bundles/bundle-corrupt/config.json").write_text("{}")
+    shutil.copytree(folder / "bundles" / good, folder / "bundles" / "bundle-twin")
+    with service(folder) as (address, _):
+        bundle.promote(folder / "bundles", "champion", "bundle-corrupt")
+        for _ in range(100):
+            told = call(address, "/readyz")
+            if told["refused"]:
+                break
+            time.sleep(0.1)
+        assert told["bundle"] == good
+        assert "config.json: not the file that was written" in told["refused"]["why"]
+        bundle.promote(folder / "bundles", "champion", "bundle-twin")
+        for _ in range(200):
+            answer = call(address, "/recommend", {"user": "3", "domain": "home"})
+            assert answer["degraded"] == []
+            if answer["bundle"] == "bundle-twin":
+                break
+            time.sleep(0.1)
+        assert answer["bundle"] == "bundle-twin"
+        assert call(address, "/readyz")["refused"] is None
+
+
+def test_an_alias_that_names_nothing(tmp_path: Path) -> None:
+    for command in ("serve", "collect"):
+        process = recfunnel(command, "--folder", tmp_path, server="", folder=tmp_path)
+        assert "names no bundle that is there; recfunnel bundle CONFIG makes one" in process.communicate(timeout=60)[1]
+        assert process.returncode == 2
