@@ -63,12 +63,20 @@ class Numbers(nn.Module):
     def __init__(self, schema: Schema, columns: Sequence[int] | None = None) -> None:
         super().__init__()
         self.columns = list(range(len(schema.numbers))) if columns is None else list(columns)
+        self.place = as_index(self.columns)
         chosen = [schema.numbers[column] for column in self.columns]
         self.register_buffer("mean", torch.tensor([number.mean for number in chosen]))
         self.register_buffer("std", torch.tensor([number.std or 1.0 for number in chosen]))
 
     def forward(self, numbers: Float[Tensor, "B M"]) -> Float[Tensor, "B chosen"]:
-        return ((numbers[:, self.columns] - self.mean) / self.std).clamp(-CLIP, CLIP)
+        return ((numbers[:, self.place] - self.mean) / self.std).clamp(-CLIP, CLIP)
+
+
+def as_index(columns: Sequence[int]) -> slice | list[int]:
+    """Columns as what picks them: those that stand next to each other need no copy."""
+    if columns and list(columns) == list(range(columns[0], columns[0] + len(columns))):
+        return slice(columns[0], columns[0] + len(columns))
+    return list(columns)
 
 
 class Standardise(nn.Module):
@@ -229,7 +237,8 @@ class Inputs(nn.Module):
     ) -> None:
         super().__init__()
         self.by_domain = by_domain
-        self.candidate = [[schema.position(name) for name in sequence.fields] for sequence in schema.sequences]
+        places = [[schema.position(name) for name in sequence.fields] for sequence in schema.sequences]
+        self.candidate = [as_index(columns) for columns in places]
         self.embed = FieldEmbedding(schema, width)
         self.histories = Histories(schema, width, encoder)
         self.encodings = Encodings(schema, width)
@@ -294,8 +303,9 @@ class FieldVectors(nn.Module):
         self.roles = vector_roles(schema)
         self.width = width
         self.embedded = width * embedded_vectors(schema)
-        self.columns = [schema.number_positions(role) for role in with_numbers]
-        self.maps = nn.ModuleList(nn.Linear(len(columns), width, bias=False) for columns in self.columns)
+        of_roles = [schema.number_positions(role) for role in with_numbers]
+        self.columns = [as_index(columns) for columns in of_roles]
+        self.maps = nn.ModuleList(nn.Linear(len(columns), width, bias=False) for columns in of_roles)
 
     def __len__(self) -> int:
         return len(self.roles)

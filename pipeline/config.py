@@ -464,7 +464,7 @@ class Serve:
     """How `recfunnel serve` answers.
 
     `clock`: what is now, by the "wall" or as if the "log" had ended when the service began.
-    `threads`: how many routes are asked at once, and how many threads a model has.
+    `threads`: how many routes are asked at once; more pay where there are cores to spare, and long searches.
     `deadlines`: after how many milliseconds a stage that is not ready is left out.
     `together`: how many waiting requests are answered at once; `queue`: how many may wait.
     `diversity`: how the list is re-ranked by content, and `diversity_weight`, how much that counts against the score.
@@ -476,7 +476,7 @@ class Serve:
     """
 
     clock: Literal["log", "wall"] = "log"
-    threads: PositiveInt = 2
+    threads: PositiveInt = 1
     deadlines: dict[Literal["routes", "coarse", "fine", "final"], PositiveFloat] = field(
         default_factory=lambda: {"routes": 100.0, "coarse": 100.0, "fine": 200.0, "final": 50.0}
     )

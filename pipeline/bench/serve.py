@@ -2,8 +2,9 @@
 items a request, 300 of them for the fine ranker, 50 for the list.
 
 First weights are as fast as trained ones, so that nothing is trained. The service runs as `recfunnel serve` does, in a
-process of its own, and is asked over HTTP: first one request at a time, then as they come in an open loop (Poisson
-arrivals), of which a latency counts from the moment at which a request was due, so that waiting is not left out.
+process of its own, and is asked over HTTP: first one request at a time, then by so many clients as fast as they get
+answers (closed loop), then as requests come (open loop, Poisson arrivals), of which a latency counts from the moment at
+which a request was due, so that waiting is not left out.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
 import aiohttp
@@ -49,14 +51,16 @@ def bench(
     per_route: int = 500,
     merged: int = 2_000,
     keep: int = 300,
-    requests: int = 2_000,
-    rate: int = 200,
+    requests: int = 1_000,
+    clients: int = 16,
+    rate: int = 0,
     seconds: int = 20,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Latencies of `requests` asked one at a time, then of `seconds` with `rate` requests a second on average.
+    """Latencies of `requests` asked one at a time; requests a second of `clients` in `seconds`; latencies of as long
+    with `rate` requests a second on average, by default 70 % of what the clients reached.
 
-    A tenth of all users asked have no history. `cold_start_s` is from the command to the first answer.
+    A tenth of all users asked are strangers. `cold_start_s` is from the command to the first answer.
     """
     features = config.Features(length=length)
     with (
@@ -74,9 +78,9 @@ def bench(
         folder = Path(place)
         written = bundled(made, folder, settings, seed)
         random = np.random.default_rng(seed)
-        asked = bodies(FeatureStore.open(made), random, 4 * requests + 2 * rate * seconds)
+        asked = bodies(FeatureStore.open(made), random, 50_000)
         with served(written, folder) as (address, began, process):
-            figures = asyncio.run(_measure(address, asked, requests, rate, seconds, random))
+            figures = asyncio.run(_measure(address, asked, requests, clients, rate, seconds, random))
             figures |= {"cold_start_s": began, "rss_gib": _resident(process.pid), **_stages(address)}
         size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
     return {"items": items, "routes": len(ROUTES), **figures, "bundle_gib": size / 2**30}
@@ -160,9 +164,15 @@ def _ready(address: str) -> bool:
 
 
 async def _measure(
-    address: str, asked: Sequence[bytes], requests: int, rate: int, seconds: int, random: np.random.Generator
+    address: str,
+    asked: Sequence[bytes],
+    requests: int,
+    clients: int,
+    rate: int,
+    seconds: int,
+    random: np.random.Generator,
 ) -> dict[str, float]:
-    bodies = iter(asked)
+    bodies = cycle(asked)
     errors = 0
     connector = aiohttp.TCPConnector(limit=0)
     headers = {"Content-Type": "application/json"}
@@ -178,7 +188,16 @@ async def _measure(
         for _ in range(WARM_UP):
             await ask(time.perf_counter())
         alone = [await ask(time.perf_counter()) for _ in range(requests)]
-        arrivals = np.cumsum(random.exponential(1 / rate, rate * seconds))
+        closed: list[float] = []
+
+        async def keep_asking(until: float) -> None:
+            while time.perf_counter() < until:
+                closed.append(await ask(time.perf_counter()))
+
+        until = time.perf_counter() + seconds
+        await asyncio.gather(*(keep_asking(until) for _ in range(clients)))
+        reached = len(closed) / seconds
+        arrivals = np.cumsum(random.exponential(1, int((rate or 0.7 * reached) * seconds)) / (rate or 0.7 * reached))
         begun = time.perf_counter()
         tasks = []
         for arrival in arrivals.tolist():
@@ -187,7 +206,7 @@ async def _measure(
         loaded = await asyncio.gather(*tasks)
         took = time.perf_counter() - begun
     figures = {f"p{percent}_ms": float(np.percentile(alone, percent)) for percent in (50, 95, 99)}
-    figures |= {"qps": len(loaded) / took}
+    figures |= {"qps_closed": reached, "p99_ms_closed": float(np.percentile(closed, 99)), "qps": len(loaded) / took}
     figures |= {f"p{percent}_ms_at_qps": float(np.percentile(loaded, percent)) for percent in (50, 95, 99)}
     return {**figures, "errors": errors}
 

@@ -251,8 +251,12 @@ def _write_recall(snapshot: Snapshot, folder: Path, made: Made, settings: Config
     recall = settings.recall
     shown = exposure.fit(snapshot, folder / "exposure", days=recall.exposure_days, error=recall.exposure_error)
     lately = snapshot.interactions.filter((pl.col("time") >= shown.since) & (pl.col("user") > 0))
-    people = len(snapshot.store.users["code_user_id"])
-    np.save(folder / "exposure" / "counts.npy", np.bincount(lately["user"].to_numpy(), minlength=people))
+    for side, rows in (
+        ("user", len(snapshot.store.users["code_user_id"])),
+        ("item", len(snapshot.store.items["code_item_id"])),
+    ):
+        counts = np.bincount(lately[side].to_numpy(), minlength=rows + (side == "user") * settings.serve.live_users)
+        np.save(folder / "exposure" / f"{side}s.npy", counts)
     day = next((snapshot.store.folder / DAYS / snapshot.store.days()[0]).glob("user-*.parquet"))
     columns = pl.read_parquet_schema(day)
     told = {

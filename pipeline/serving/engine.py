@@ -142,14 +142,23 @@ class Stage:
 
     def run(self, job: Callable[[], T]) -> T | None:
         """What the job returns; None, and a warning, where it fails or is late."""
+        return self.end(self.begin(job))
+
+    def begin(self, job: Callable[[], T]) -> Future[T] | None:
+        """Let the job run while other things are done; None if the stage is not to be asked."""
         if self._late and not self._late.done():
             return None
         self._late = None
-        future = self._pool.submit(job)
+        return self._pool.submit(job)
+
+    def end(self, begun: Future[T] | None) -> T | None:
+        """What a job returns that has begun, as `run` does."""
+        if begun is None:
+            return None
         try:
-            return future.result(self._seconds)
+            return begun.result(self._seconds)
         except Late:
-            self._late = future
+            self._late = begun
             log.warning("the stage %s took more than %.0f ms and is left out", self.name, 1e3 * self._seconds)
         except Exception:
             log.exception("the stage %s failed and is left out", self.name)
@@ -180,7 +189,9 @@ class Engine:
 
         self.ranker, self._student = fine.load(folder / "fine"), coarse.load(folder / "coarse")
         self._posterior = explore.load(folder / "fine" / bundle.POSTERIOR)
-        self._vectors = torch.from_numpy(np.load(folder / "coarse" / "items.npy"))
+        self._vectors = np.load(folder / "coarse" / "items.npy")
+        if not np.isfinite(self._vectors).all():
+            raise InputError(f"{folder}/coarse/items.npy: vectors that are not finite; make the bundle anew")
         told = json.loads((folder / bundle.TOLD).read_text())
         self._quota, self._delayed = told["quota"], told["delayed"]
         self._routes: dict[str, Route] = {
@@ -188,8 +199,8 @@ class Engine:
         }
         if "cache" in self._routes:
             self._routes["cache"] = self._cache = Remembered(self._routes["cache"], self.settings.live_users)
-        counts = np.load(folder / "exposure" / "counts.npy")
-        self._shown = Shown(exposure.load(folder / "exposure"), counts, len(self.store.users["code_user_id"]))
+        counts = (np.load(folder / "exposure" / f"{side}s.npy") for side in ("user", "item"))
+        self._shown = Shown(exposure.load(folder / "exposure"), *counts)
         history = {name: np.load(folder / "history" / f"{name}.npy") for name in HISTORY}
         self._history = Strips(history, length=TAKEN, users=self.settings.live_users)
         self.available = np.zeros(len(self.store.items["code_item_id"]), bool)
@@ -386,6 +397,7 @@ class Engine:
         moment = np.array([one.time for one in questions], np.int64)
         context = self._context(questions)
         requests = self._requests(user, domain, moment)
+        askers = self._stages["coarse"].begin(lambda: self._askers(user, domain, moment, context))
         found, states = self._gather(requests, parameters)
         self._fall_back(found, states, requests)
         degraded += [f"route:{route}" for route, (state, _) in states.items() if state in ("late", "failed")]
@@ -394,7 +406,8 @@ class Engine:
         ended("merge")
 
         order = np.lexsort((pool.position, pool.request))
-        cheap = self._stages["coarse"].run(lambda: self._coarse(pool, user, domain, moment, context))
+        vectors = self._stages["coarse"].end(askers)
+        cheap = None if vectors is None else self._coarse(pool, vectors)
         if cheap is None:
             degraded.append("coarse")
         else:
@@ -535,19 +548,22 @@ class Engine:
         )
 
     @torch.inference_mode()
-    def _coarse(
+    def _askers(
         self,
-        pool: _Pool,
         user: npt.NDArray[np.int32],
         domain: npt.NDArray[np.int16],
         moment: Integers,
         context: dict[str, npt.NDArray[np.int32]],
     ) -> npt.NDArray[np.float32]:
+        """The coarse ranker's vectors (R, D) of those who ask."""
         rows = self.store.askers(user, domain, moment, context)
-        users = self._student.model.user(self._encoder(rows))
-        items = self._vectors[torch.from_numpy(pool.item)].float()
-        scores = (users[torch.from_numpy(pool.request)] * items).sum(-1).numpy()
-        return _finite(scores - self._student.prior * np.log(pool.position)).astype(np.float32)
+        return _finite(self._student.model.user(self._encoder(rows)).numpy())
+
+    def _coarse(self, pool: _Pool, askers: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Scores (N,) of the merged."""
+        items = np.take(self._vectors, pool.item, axis=0).astype(np.float32)
+        scores = np.einsum("nd,nd->n", items, askers[pool.request])
+        return np.asarray(scores - self._student.prior * np.log(pool.position), np.float32)
 
     def _fine(
         self,

@@ -19,13 +19,13 @@ Integers = npt.NDArray[np.int64]
 class Shown:
     """A bundle's exposure filter and what was shown since, a Bloom filter a day; a day that is too old is dropped.
 
-    `counts` is how often each user was shown something lately; there may be `users` in all.
+    Of users and items who were not shown anything, or to anyone, nothing is asked: `users` (U,) and `items` (I,) count
+    how often they were lately.
     """
 
-    def __init__(self, before: Exposure, counts: npt.NDArray[np.integer], users: int) -> None:
+    def __init__(self, before: Exposure, users: npt.NDArray[np.int64], items: npt.NDArray[np.int64]) -> None:
         self._before = before
-        self._counts = np.zeros(users, np.int64)
-        self._counts[: len(counts)] = counts
+        self._users, self._items = users, items
         self._since: dict[int, Bloom] = {}
 
     def add(self, user: int, item: int, moment: int) -> None:
@@ -40,19 +40,24 @@ class Shown:
                 self._before.windows[drop:], self._before.first + drop, self._before.capacity, self._before.error
             )
         self._since[day].add(int(pair_keys(np.array([user]), np.array([item]))[0]))
-        self._counts[user] += 1
+        self._users[user] += 1
+        self._items[item] += 1
 
     def most(self, users: npt.NDArray[np.integer]) -> int:
         """No user of these (N,) was shown more than so many items lately."""
-        return int(self._counts[users].max(initial=0))
+        return int(self._users[users].max(initial=0))
 
     def contains(self, users: npt.NDArray[np.integer], items: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
         """Whether each of N pairs was shown: a mask (N,)."""
-        found = self._before.contains(users, items)
+        found = (self._users[users] > 0) & (self._items[items] > 0)
+        some = np.flatnonzero(found)
+        users, items = users[some], items[some]
+        shown = self._before.contains(users, items)
         keys = pair_keys(users, items).tolist() if self._since else []
         for window in self._since.values():
-            found |= np.fromiter(map(window.__contains__, keys), bool, len(keys))
-        return found & (users > 0)
+            shown |= np.fromiter(map(window.__contains__, keys), bool, len(keys))
+        found[some] = shown & (users > 0)
+        return found  # type: ignore[no-any-return]
 
 
 class Remembered:
