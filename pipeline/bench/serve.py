@@ -62,37 +62,37 @@ def bench(
 
     A tenth of all users asked are strangers. `cold_start_s` is from the command to the first answer.
     """
-    features = config.Features(length=length)
+    settings = config.Config(
+        name="bench",
+        seed=seed,
+        features=config.Features(length=length),
+        recall=config.Recall(routes=ROUTES, per_route=per_route, merged=merged),
+        coarse=config.Coarse(keep=keep),
+        fine=config.Fine(model="composed", options={"encoder": "din", "epnet": True, "ppnet": True}),
+    )
+    market = features_of(users=users, items=items, impressions=impressions, seed=seed, features=settings.features)
     with (
-        features_of(users=users, items=items, impressions=impressions, seed=seed, features=features) as made,
+        market as made,
         tempfile.TemporaryDirectory(prefix="recfunnel-bench-") as place,
     ):
-        settings = config.Config(
-            name="bench",
-            source=config.Simulator(users=users, items=items, impressions=impressions, seed=seed),
-            features=features,
-            recall=config.Recall(routes=ROUTES, per_route=per_route, merged=merged),
-            coarse=config.Coarse(keep=keep),
-            fine=config.Fine(model="composed", options={"encoder": "din", "epnet": True, "ppnet": True}),
-        )
         folder = Path(place)
-        written = bundled(made, folder, settings, seed)
+        written = bundled(made, folder, settings)
         random = np.random.default_rng(seed)
         asked = bodies(FeatureStore.open(made), random, 50_000)
-        with served(written, folder) as (address, began, process):
+        with served(folder, "--bundle", str(written)) as (address, began, process):
             figures = asyncio.run(_measure(address, asked, requests, clients, rate, seconds, random))
-            figures |= {"cold_start_s": began, "rss_gib": _resident(process.pid), **_stages(address)}
-        size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
-    return {"items": items, "routes": len(ROUTES), **figures, "bundle_gib": size / 2**30}
+            figures |= {"cold_start_s": began, "rss_gib": resident(process.pid), **_stages(address)}
+        on_disk = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
+    return {"items": items, "routes": len(ROUTES), **figures, "bundle_gib": on_disk / 2**30}
 
 
-def bundled(features: Path, folder: Path, settings: config.Config, seed: int) -> Path:
-    """The bundle of a market whose models have their first weights."""
-    torch.manual_seed(seed)
+def bundled(features: Path, folder: Path, settings: config.Config) -> Path:
+    """The bundle of a market whose models have their first weights, of the settings' seed."""
+    torch.manual_seed(settings.seed)
     store = FeatureStore.open(features)
     places = {name: folder / name for name in ("two_tower", "fine", "coarse")}
     for place in places.values():
-        place.mkdir()
+        place.mkdir(exist_ok=True)
     content = two_tower.content_width(store)
     tower = two_tower.make(store.schema, 32, content)
     trained.save(tower, places["two_tower"], two_tower.SETTINGS, {"width": 32, "content": content})
@@ -132,11 +132,11 @@ def bodies(store: FeatureStore, random: np.random.Generator, count: int) -> list
 
 
 @contextmanager
-def served(written: Path, folder: Path) -> Iterator[tuple[str, float, subprocess.Popen[str]]]:
-    """The address of a service of this bundle, the seconds until its first answer, and its process."""
+def served(folder: Path, *arguments: str) -> Iterator[tuple[str, float, subprocess.Popen[str]]]:
+    """The address of a service on a data folder, the seconds until its first answer, and its process."""
     begun = time.perf_counter()
-    command = [sys.executable, "-c", "from flows.cli import main; main()", "serve", "--bundle", str(written)]
-    command += ["--folder", str(folder), "--port", "0", 'rate="1000000/second"']
+    command = [sys.executable, "-c", "from flows.cli import main; main()", "serve", "--folder", str(folder)]
+    command += [*arguments, "--port", "0", 'rate="1000000/second"']
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     with (folder / "served.log").open("w") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
@@ -220,7 +220,7 @@ def _stages(address: str) -> dict[str, float]:
     return {f"{stage}_ms": 1e3 * float(total) / float(counts[stage]) for stage, total in sums.items()}
 
 
-def _resident(process: int) -> float:
+def resident(process: int) -> float:
     """GiB of a process that are in memory."""
     status = Path(f"/proc/{process}/status").read_text()
     return float(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 2**20  # type: ignore[index]

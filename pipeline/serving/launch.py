@@ -1,6 +1,7 @@
 """The service put together: a folder of bundles, the buffer beside it, the threads' numbers, and the address.
 
-What an engine has opened stays while it lives, so that the garbage collector is not to walk through it again.
+What an engine has opened stays while it is in service, so that the garbage collector is not to walk through it again
+until another is opened.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ def run(
         settings = config.changed(bundle.read_config(bundles / first).serve, changed)
 
         def opened(name: str) -> Engine:
+            gc.unfreeze()
             engine = Engine(bundles / name, settings)
             gc.collect()
             gc.freeze()
