@@ -283,7 +283,7 @@ def test_arms_change_what_they_name(engine):
     heaviest = engine.ranker.schema.labels[int(engine.ranker.weights[0, :-1].argmax())]
     liked = ask(engine, user, fusion={heaviest: 0.0}).trace
     assert not np.allclose(plain.fused, liked.fused)
-    for wrong in ({"speed": 1}, {"quota": {"moon": 1}}, {"fusion": {"moon": 1}}):
+    for wrong in ({"speed": 1}, {"quota": {"moon": 1}}, {"fusion": {"moon": 1}}, {"keep": "x"}, {"diversity": "no"}):
         with pytest.raises(InputError, match=r"serve\.layers"):
             engine.parameters(wrong)
 

@@ -20,14 +20,15 @@ from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import torch
+from pydantic import NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
-from pipeline.config import Config, Serve
+from pipeline.config import Config, Serve, Share
 from pipeline.features.identity import canonical
 from pipeline.features.indexes import Indexes
 from pipeline.features.store import BUILT_IN_CONTEXT, Rows
@@ -62,14 +63,14 @@ class Parameters:
     `beside` asks the bundle that stands beside."""
 
     routes: tuple[str, ...]
-    per_route: int
-    merged: int
-    quota: tuple[tuple[str, int], ...]
-    keep: int
-    final: int
+    per_route: PositiveInt
+    merged: PositiveInt
+    quota: tuple[tuple[str, NonNegativeInt], ...]
+    keep: PositiveInt
+    final: PositiveInt
     fusion: tuple[tuple[str, float], ...] = ()
-    diversity: str = "none"
-    diversity_weight: float = 0.2
+    diversity: Literal["none", "mmr", "dpp"] = "none"
+    diversity_weight: Share = 0.2
     explore: bool = False
     beside: bool = False
 
@@ -237,7 +238,8 @@ class Engine:
     def parameters(self, changed: Mapping[str, Any]) -> Parameters:
         """The bundle's own with what an arm changes, such as {"keep": 100, "quota": {"hot": 5}, "fusion": {"like": 2}}.
 
-        Raises `InputError` for a name that is no parameter, and for a route or a task that there is not.
+        Raises `InputError` for a name that is no parameter, a route or a task that there is not, and a value that
+        cannot be.
         """
         if not changed:
             return self._usual
@@ -253,7 +255,12 @@ class Engine:
         for name in ("quota", "fusion"):
             if name in given:
                 given[name] = tuple({**dict(getattr(self._usual, name)), **given[name]}.items())
-        return replace(self._usual, **given)
+        try:
+            return TypeAdapter(Parameters).validate_python({**vars(self._usual), **given})
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise InputError(f"serve.layers: {place}: {first['msg']} (got {first['input']!r})") from None
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """Answers in the order of the questions. Raises `InputError` for a domain that the bundle does not know."""

@@ -211,13 +211,10 @@ class LiveStore(FeatureStore):
         self, behaviour: str, user: npt.NDArray[np.integer], time: Integers
     ) -> tuple[Integers, npt.NDArray[np.int32]]:
         strip = self.strips[behaviour]
-        found: dict[tuple[int, int], tuple[int, int]] = {}
-        ends, lengths = np.empty(len(user), np.int64), np.empty(len(user), np.int32)
-        for row, who in enumerate(zip(user.tolist(), time.tolist(), strict=True)):
-            if who not in found:
-                found[who] = strip.find(*who)
-            ends[row], lengths[row] = found[who]
-        return ends, lengths
+        new, run = runs(user, time)
+        found = [strip.find(*who) for who in zip(user[new].tolist(), time[new].tolist(), strict=True)]
+        ends, lengths = np.array(found, np.int64).reshape(-1, 2).T
+        return ends[run], lengths[run].astype(np.int32)
 
     def add(self, user: int, item: int, domain: int, time: int, *, shown: bool, happened: Mapping[str, bool]) -> None:
         """Add an event by its row numbers; `happened` says it of tasks, and of behaviours by `behaviour_<name>`."""
@@ -286,12 +283,15 @@ class LiveStore(FeatureStore):
         time: Integers,
     ) -> npt.NDArray[np.float32]:
         """The features (entities, N, columns) of these entities."""
-        counts = np.zeros((len(entities), len(user), len(self._lags), 1 + len(self.recipe.rates)), np.int64)
+        counts = np.empty((len(entities), len(user), len(self._lags), 1 + len(self.recipe.rates)), np.int64)
         since = self.since.tallies
         for entity, own in zip(entities, counts, strict=True):
             keys = self.entity_keys(entity, user, item, domain)
+            new, run = runs(keys, time)
+            found = np.zeros((len(new), *own.shape[1:]), np.int64)
             for tally in (self.tallies[entity], *([since[entity]] if entity in since else [])):
-                tally.count(own, keys, time, self._lags)
+                tally.count(found, keys[new], time[new], self._lags)
+            np.take(found, run, axis=0, out=own)
         of_task = np.array([self._priors(entity) for entity in entities]).reshape(len(entities), -1, 2)
         priors = [(a, b) for a, b in np.repeat(of_task, len(user), axis=0).transpose(1, 2, 0)]
         encoded = statistics.encode(counts.reshape(-1, *counts.shape[2:]), self.recipe.windows, priors)
@@ -322,11 +322,19 @@ class LiveStore(FeatureStore):
         events: npt.NDArray[np.int32], content: npt.NDArray[np.float32], ends: Integers, lengths: npt.NDArray[np.int32]
     ) -> npt.NDArray[np.int32]:
         """The sums (Q, d) of the histories' content in fixed point, once for rows that follow each other with one."""
-        new = (np.diff(ends, prepend=-1) != 0) | (np.diff(lengths, prepend=-1) != 0)
-        sums = np.zeros((int(new.sum()), content.shape[1]), np.int32)
+        new, run = runs(ends, lengths)
+        sums = np.zeros((len(new), content.shape[1]), np.int32)
         for row, (end, length) in enumerate(zip(ends[new].tolist(), lengths[new].tolist(), strict=True)):
             sums[row] = match.running_content(content[events[end - length : end]])[-1]
-        return np.take(sums, np.cumsum(new) - 1, axis=0)
+        return np.take(sums, run, axis=0)
+
+
+def runs(first: npt.NDArray[np.integer], second: npt.NDArray[np.integer]) -> tuple[Integers, Integers]:
+    """Runs of rows (N,) with the same two numbers: where each begins (R,), and each row's run (N,)."""
+    new = np.ones(len(first), bool)
+    np.not_equal(first[1:], first[:-1], out=new[1:])
+    new[1:] |= second[1:] != second[:-1]
+    return np.flatnonzero(new), np.cumsum(new) - 1
 
 
 @njit(nogil=True, cache=True)
