@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from event_tables import CONTRACT, DAY, FEATURES, MINUTE, START, write_events
@@ -20,7 +22,8 @@ SPARE = 40
 def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("features")
     events = write_events(tmp_path_factory.mktemp("root") / "events")
-    build(events, folder, features=FEATURES, contract=CONTRACT, split=Split())
+    behaviours = {"clicked": "click", "wanted": "like", "converted": "convert"}  # not in the order of their names
+    build(events, folder, features=replace(FEATURES, behaviours=behaviours), contract=CONTRACT, split=Split())
     return FeatureStore.open(folder)
 
 

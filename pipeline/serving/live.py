@@ -195,7 +195,7 @@ class LiveStore(FeatureStore):
     def of(cls, folder: Path, *, users: int) -> LiveStore:
         """A bundle's features, with room for new events of so many users."""
         plain = FeatureStore.open(folder)
-        lengths = plain.recipe.lengths
+        lengths = {sequence.name: plain.recipe.lengths[sequence.name] for sequence in plain.schema.sequences}
         strips = {
             name: Strips(read_columns(folder / f"behaviour_{name}.parquet"), length=length, users=users)
             for name, length in lengths.items()
