@@ -92,7 +92,11 @@ def test_the_service_ranks_as_the_flows_do(engine, bundles, small_run, tmp_path)
         kept = only(found, snapshot.items["item"].to_numpy()).frame(requests["request"])
         parts.append(kept.select("request", "item", pl.lit(route).alias("route"), "rank", "score"))
     flagged = candidates.flag(pl.concat(parts), requests, exposure.load(folder / "exposure"))
-    pool = candidates.refill(flagged, settings.recall.per_route)
+    users, shown = (np.load(folder / "exposure" / f"{side}s.npy") > 0 for side in ("user", "item"))
+    asks = asked.to_numpy()[flagged["request"].to_numpy()]
+    sure = users[asks] & shown[flagged["item"].to_numpy()]  # of others the service does not ask the Bloom filter
+    assert (flagged["exposed"].to_numpy() & ~sure).mean() < 0.003
+    pool = candidates.refill(flagged.with_columns(pl.col("exposed") & pl.Series(sure)), settings.recall.per_route)
     merged = snake_merge(pool, settings.recall.routes, size=settings.recall.merged, quota=told["quota"])
     requests.write_parquet(tmp_path / "requests.parquet")
     merged.write_parquet(tmp_path / "merged.parquet")

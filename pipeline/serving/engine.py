@@ -48,6 +48,8 @@ from pipeline.serving.memory import Remembered, Shown
 TAKEN = 500
 LEFT_BEHIND = 100
 SPARE = 10
+WARM_UPS = 3
+PATIENCE = 5
 FALLBACK = "fallback"
 
 Integers = npt.NDArray[np.int64]
@@ -198,8 +200,6 @@ class Engine:
         self._routes: dict[str, Route] = {
             route: opened(route, folder / "routes" / route, self.store) for route in self.config.recall.routes
         }
-        if "cache" in self._routes:
-            self._routes["cache"] = self._cache = Remembered(self._routes["cache"], self.settings.live_users)
         counts = (np.load(folder / "exposure" / f"{side}s.npy") for side in ("user", "item"))
         self._shown = Shown(exposure.load(folder / "exposure"), *counts)
         history = {name: np.load(folder / "history" / f"{name}.npy") for name in HISTORY}
@@ -213,7 +213,11 @@ class Engine:
         self._stages = {name: Stage(name, self.settings.deadlines[name]) for name in ("coarse", "fine", "final")}
         self._random = np.random.default_rng(self.config.seed)
         self._strangers = self._for_strangers()
+        self._cache: Remembered | None = None
         self.check_parity(folder)
+        self._warm_up()
+        if "cache" in self._routes:
+            self._routes["cache"] = self._cache = Remembered(self._routes["cache"], self.settings.live_users)
 
     def close(self) -> None:
         for stage in self._stages.values():
@@ -375,6 +379,12 @@ class Engine:
                         f"{folder}: {worst} is off by up to {off.max():.3g} from batch scoring; make the bundle anew"
                     )
 
+    def _warm_up(self) -> None:
+        """Answer once what nobody asked: first calls take long, in every thread anew."""
+        for user in ("", *self.users(WARM_UPS)):
+            asked = Question(user, user, self.domains[0], self.end, 1, self.parameters({}), {}, {})
+            self._answer([asked], asked.parameters)
+
     def _row(self, user: str, *, new: bool = False) -> int:
         """The number of a user: 0 for one who is unknown, and of whom nothing was recorded."""
         if row := self._ids["user"].row(user):
@@ -454,9 +464,8 @@ class Engine:
         ended("final")
         ms["total"] = sum(ms.values())
         told = [Answer(self._body(trace), trace) for trace in answers]
-        if "cache" in self._routes:
-            for trace in answers:
-                self._remember(trace)
+        for trace in answers:
+            self._remember(trace)
         return told
 
     def _requests(self, user: npt.NDArray[np.int32], domain: npt.NDArray[np.int16], moment: Integers) -> Requests:
@@ -477,7 +486,8 @@ class Engine:
     ) -> tuple[dict[str, Found], dict[str, tuple[str, float]]]:
         """What the routes find, several at once, and how each went: "ok", "empty", "late" or "failed", and its ms.
 
-        They are asked for more than they may give, since the filter will take what was shown.
+        They are asked for more than they may give, since the filter will take what was shown. One that takes long does
+        not hold up the others: a further thread goes on with these.
         """
         most = parameters.per_route
         k = most + min(most, self._shown.most(requests.user) + SPARE)
@@ -502,7 +512,12 @@ class Engine:
                     self._busy.discard(route)
                 answered[route] = (found, state, 1e3 * (time.perf_counter() - begun))
 
-        wait([self._pool.submit(work) for _ in range(self.settings.threads)], self.settings.deadlines["routes"] / 1e3)
+        seconds = self.settings.deadlines["routes"] / 1e3
+        until = time.perf_counter() + seconds
+        working = [self._pool.submit(work) for _ in range(self.settings.threads)]
+        while time.perf_counter() < until and wait(working, seconds / PATIENCE).not_done:
+            if waiting:
+                working.append(self._pool.submit(work))
         waiting.clear()
         late = (_nothing(len(requests)), "late", self.settings.deadlines["routes"])
         ended = {route: answered.get(route, late) for route in parameters.routes}
@@ -631,7 +646,7 @@ class Engine:
 
     def _remember(self, trace: Trace) -> None:
         """What was ranked high and is not shown, for the next request."""
-        if trace.fused is None or not trace.user:
+        if self._cache is None or trace.fused is None or not trace.user:
             return
         order = trace.kept[np.argsort(-trace.fused, kind="stable")]
         left = order[~np.isin(order, trace.final)][:LEFT_BEHIND]
