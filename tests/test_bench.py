@@ -18,6 +18,11 @@ TINY = {
     "item_cf": {"interactions": 5_000, "users": 300, "items": 200},
     "swing": {"interactions": 5_000, "users": 300, "items": 200},
     "merge": {"requests": 20},
+    "serve": {
+        **{"users": 400, "items": 250, "impressions": 8_000, "per_route": 50, "merged": 100, "keep": 40},
+        **{"requests": 20, "seconds": 2, "clients": 2},
+    },
+    "soak": {"users": 400, "items": 250, "impressions": 8_000, "seconds": 8, "swap_seconds": 3, "rate": 5},
     "refresh": {"users": 300, "items": 200, "impressions": 6_000, "days": 5, "shown": 1, "hours": 12, "seeds": 1},
     "delay": {"users": 300, "items": 200, "impressions": 8_000, "days": 6, "steps": 1, "seeds": 1},
 }

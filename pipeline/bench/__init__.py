@@ -37,7 +37,7 @@ BENCHES: dict[str, Bench] = {
     "swing": (similar_items.bench_swing, {"interactions": 100_000}),
     "merge": (merge.bench, {"requests": 200}),
     "serve": (serve.bench, {"users": 2_000, "items": 5_000, "impressions": 30_000, "requests": 200, "seconds": 3}),
-    "soak": (soak.bench, {"users": 2_000, "items": 5_000, "impressions": 30_000, "minutes": 1, "swap_seconds": 15}),
+    "soak": (soak.bench, {"users": 2_000, "items": 5_000, "impressions": 30_000, "seconds": 60, "swap_seconds": 15}),
     "refresh": (refresh.bench, {"users": 1_000, "impressions": 30_000, "shown": 1, "hours": 12, "seeds": 1}),
     "delay": (delay.bench, {"users": 1_000, "impressions": 30_000, "steps": 2, "seeds": 1}),
 }

@@ -152,7 +152,7 @@ def served(folder: Path, *arguments: str) -> Iterator[tuple[str, float, subproce
             yield found[0], time.perf_counter() - begun, process
         finally:
             process.terminate()
-            process.wait(STARTED)
+            process.communicate(timeout=STARTED)
 
 
 def _ready(address: str) -> bool:

@@ -29,7 +29,7 @@ def bench(
     users: int = 20_000,
     items: int = 20_000,
     impressions: int = 200_000,
-    minutes: int = 10,
+    seconds: int = 600,
     swap_seconds: int = 60,
     rate: int = 30,
     seed: int = 0,
@@ -46,14 +46,14 @@ def bench(
         for name in names:
             bundle.promote(folder / bundle.FOLDER, ALIAS, name)
         random = np.random.default_rng(seed)
-        asked = bodies(FeatureStore.open(made), random, 60 * minutes * rate)
+        asked = bodies(FeatureStore.open(made), random, seconds * rate)
         with served(folder) as (address, _, process):
-            swap = _swapping(folder / bundle.FOLDER, names, swap_seconds, 60.0 * minutes)
-            figures = asyncio.run(_load(address, asked, rate, swap, process.pid, 60.0 * minutes))
+            swap = _swapping(folder / bundle.FOLDER, names, swap_seconds, seconds)
+            figures = asyncio.run(_load(address, asked, rate, swap, process.pid))
             with urllib.request.urlopen(f"{address}/metrics", timeout=5) as answer:
                 told = answer.read().decode()
         swaps = re.search(r"^recfunnel_swaps_total (\S+)", told, re.MULTILINE)
-        return {**figures, "swaps": float(swaps[1]) if swaps else 0.0}
+        return {"seconds": seconds, **figures, "swaps": float(swaps[1]) if swaps else 0.0}
 
 
 async def _swapping(place: Path, names: list[str], every: float, seconds: float) -> None:
@@ -65,7 +65,7 @@ async def _swapping(place: Path, names: list[str], every: float, seconds: float)
 
 
 async def _load(
-    address: str, asked: list[bytes], rate: int, swap: Coroutine[Any, Any, None], process: int, seconds: float
+    address: str, asked: list[bytes], rate: int, swap: Coroutine[Any, Any, None], process: int
 ) -> dict[str, float]:
     taken: list[float] = []
     failed: list[str] = []
@@ -102,7 +102,6 @@ async def _load(
         "errors": len(failed),
         "p50_ms": float(np.percentile(taken, 50)),
         "p99_ms": float(np.percentile(taken, 99)),
-        "minutes": seconds / 60,
         "rss_gib": max(memory[quarter : 2 * quarter]),
         "rss_gib_at_end": max(memory[-quarter:]),
     }
