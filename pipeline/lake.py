@@ -20,6 +20,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow.parquet as pq
 import xxhash
 
@@ -115,22 +117,11 @@ class Stage:
     @contextmanager
     def writing(self) -> Iterator[Path]:
         """A temporary folder that becomes `path` when the block ends well, and vanishes when it does not."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         name = self.path.name.rsplit("-", 1)[0]
-        for leftover in self.path.parent.glob(f".{name}-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=self.path.parent))
-        try:
-            with explain_full_disk(self.path):
-                yield folder
-                write_json(folder / MANIFEST, {"fingerprint": self.fingerprint, "files": describe(folder)})
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        if self.path.exists():
-            shutil.rmtree(folder)
-        else:
-            folder.rename(self.path)
+        with unfinished(self.path.parent, name) as folder:
+            yield folder
+            write_json(folder / MANIFEST, {"fingerprint": self.fingerprint, "files": describe(folder)})
+        finish(folder, self.path)
         for checkpoints in self.path.parent.glob(f".checkpoints-{name}-*"):
             shutil.rmtree(checkpoints, ignore_errors=True)
         kept = sorted(self.path.parent.glob(f"{name}-*"), key=lambda path: path.stat().st_mtime)
@@ -141,6 +132,31 @@ class Stage:
 
 def stage(root: Path, name: str, print_: str) -> Stage:
     return Stage(root / f"{name}-{print_}", print_)
+
+
+@contextmanager
+def unfinished(place: Path, name: str) -> Iterator[Path]:
+    """A temporary folder in `place` for what `finish` is to rename; it vanishes when the block does not end well, and
+    with the next one of this name when it was left by a kill."""
+    place.mkdir(parents=True, exist_ok=True)
+    for leftover in place.glob(f".{name}-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=place))
+    try:
+        with explain_full_disk(place / name):
+            yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def finish(folder: Path, path: Path) -> Path:
+    """Let a folder be at `path`, unless what is there has been finished before; returns the path."""
+    if path.exists():
+        shutil.rmtree(folder)
+    else:
+        folder.rename(path)
+    return path
 
 
 @contextmanager
@@ -159,6 +175,12 @@ def explain_full_disk(path: Path) -> Iterator[None]:
                 "finished stages are kept, this one starts anew"
             ) from error
         raise
+
+
+def mapped(path: Path) -> npt.NDArray[Any]:
+    """A file's array, mapped into memory, as a plain one: each slice of a `np.memmap` costs more than what is done with
+    it."""
+    return np.asarray(np.load(path, mmap_mode="r"))
 
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:

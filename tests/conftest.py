@@ -8,8 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.request import urlopen
 
 import pytest
@@ -24,6 +25,9 @@ settings.load_profile("untimed")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
+
+if TYPE_CHECKING:
+    from pipeline.serving.bundle import Made
 
 TINY = (
     "source.users=400",
@@ -115,14 +119,39 @@ def bundles(shared: Path, small_run: Path) -> Path:
         if not (place / "champion.json").exists():
             routes = f"recall.routes={json.dumps(ROUTES)}"
             settings = load(CONFIGS / "small.toml", [*TINY, routes, "serve.live_users=50", PATIENT])
-            folders = latest(small_run)
-            made = bundle.Made(
-                **{name: folders[name] for name in ("features", "coarse", "fine")},
-                quota=folders["recall_validation"] / "quota.json",
-                routes={"two_tower": folders["two_tower"]},
-            )
-            bundle.promote(place, "champion", bundle.write(place, made, settings).name)
+            bundle.promote(place, "champion", bundle.write(place, made_by(small_run), settings).name)
     return place
+
+
+def made_by(run: Path) -> Made:
+    """The folders of a run that a bundle is made of."""
+    from pipeline.serving import bundle
+
+    folders = latest(run)
+    return bundle.Made(
+        **{name: folders[name] for name in ("features", "coarse", "fine")},
+        quota=folders["recall_validation"] / "quota.json",
+        routes={"two_tower": folders["two_tower"]},
+    )
+
+
+@contextmanager
+def service(folder: Path, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Address and process of a service on a data folder; it is killed in the end."""
+    process = recfunnel("serve", "--folder", folder, "--port", "0", *arguments, server="", folder=folder)
+    assert process.stdout
+    address = process.stdout.readline().strip()
+    try:
+        assert address.startswith("http://127.0.0.1:"), process.communicate()[1]
+        for _ in range(600):
+            with suppress(OSError), urlopen(f"{address}/readyz", timeout=20):
+                break
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.1)
+        yield address, process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture(scope="session")
@@ -130,16 +159,5 @@ def served(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """Address of a service of the tiny run's bundle."""
     folder = tmp_path_factory.mktemp("served")
     (folder / "bundles").symlink_to(bundles)
-    process = recfunnel("serve", "--folder", folder, "--port", "0", server="", folder=folder)
-    assert process.stdout
-    address = process.stdout.readline().strip()
-    try:
-        for _ in range(600):
-            with suppress(OSError), urlopen(f"{address}/readyz", timeout=1):
-                break
-            assert process.poll() is None, process.communicate()[1]
-            time.sleep(0.1)
+    with service(folder) as (address, _):
         yield address
-    finally:
-        process.terminate()
-        process.communicate(timeout=30)

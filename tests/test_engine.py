@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from conftest import latest
+from conftest import latest, made_by
 
 from pipeline.features.store import FeatureStore
 from pipeline.lake import InputError
@@ -431,12 +431,7 @@ def test_features_are_part_of_parity(bundles, tmp_path):
 
 
 def test_a_bundle_is_named_after_its_content(bundles, small_run, engine, tmp_path):
-    folders = latest(small_run)
-    made = bundle.Made(
-        **{name: folders[name] for name in ("features", "coarse", "fine")},
-        quota=folders["recall_validation"] / "quota.json",
-        routes={"two_tower": folders["two_tower"]},
-    )
+    made = made_by(small_run)
     (tmp_path / ".bundle-left-by-a-kill").mkdir()
     again = bundle.write(tmp_path, made, engine.config)
     assert again.name == engine.name

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -17,7 +14,7 @@ from urllib.request import Request, urlopen
 
 import polars as pl
 import pytest
-from conftest import CONFIGS, TINY, recfunnel
+from conftest import CONFIGS, TINY, recfunnel, service
 
 from pipeline.serving import bundle
 
@@ -27,25 +24,6 @@ def call(address: str, path: str, body: dict[str, Any] | None = None) -> dict[st
     with urlopen(Request(f"{address}{path}", data, {"Content-Type": "application/json"}), timeout=20) as answer:
         told: dict[str, Any] = json.loads(answer.read())
         return told
-
-
-@contextmanager
-def service(folder: Path, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    process = recfunnel("serve", "--folder", folder, "--port", "0", *arguments, server="", folder=folder)
-    assert process.stdout
-    address = process.stdout.readline().strip()
-    try:
-        assert address.startswith("http://127.0.0.1:"), process.communicate()[1]
-        for _ in range(600):
-            with suppress(OSError):
-                call(address, "/readyz")
-                break
-            assert process.poll() is None
-            time.sleep(0.1)
-        yield address, process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.fixture

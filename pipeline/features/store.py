@@ -495,11 +495,15 @@ class FeatureStore:
 
 def read_events(folder: Path, rates: tuple[str, ...]) -> Columns:
     """What statistics count of all days, as `countable` gives it."""
-    days = days_of(folder)
-    known = pq.read_schema(next((folder / DAYS / days[0]).glob("user-*.parquet"))).names
-    delays = [f"{rate}_time" for rate in rates if f"{rate}_time" in known]
+    delays = [f"{rate}_time" for rate in delayed(folder, rates)]
     names = ["user", "item", "domain", "time", *rates, *delays]
-    return countable(as_columns(pa.concat_tables([read_day(folder, day, names) for day in days])), rates)
+    return countable(as_columns(pa.concat_tables([read_day(folder, day, names) for day in days_of(folder)])), rates)
+
+
+def delayed(folder: Path, tasks: Iterable[str]) -> list[str]:
+    """Those of the tasks whose positives become known later, at `<task>_time`."""
+    known = pq.read_schema(next((folder / DAYS / days_of(folder)[0]).glob("user-*.parquet"))).names
+    return [task for task in tasks if f"{task}_time" in known]
 
 
 def days_of(folder: Path) -> list[str]:

@@ -158,7 +158,7 @@ def recall(
     asked, positives = requests_of(store, moment, positive, tasks, requests)
     (out / "exposure").mkdir()
     shown = exposure.fit(snapshot, out / "exposure", days=settings.exposure_days, error=settings.exposure_error)
-    lately = snapshot.interactions.filter((pl.col("time") >= shown.since) & (pl.col("user") > 0))
+    lately = exposure.lately(snapshot, shown.since)
 
     answered, told_by = ask(snapshot, asked, lately, models, out, settings)
     recalled = flag(answered, asked, shown)
@@ -249,14 +249,11 @@ def ask(
     there = snapshot.items["item"].to_numpy()
     known = Requests.of(snapshot, requests)
     for route in progress(settings.routes, "recall"):
-        folder = out / route
-        folder.mkdir()
-        model = {"model": models[route]} if route in models else {}
-        counted = ROUTES[route].fit(snapshot, folder, **model, **options(settings, route, "fit"))
-        answer = opened(route, folder, snapshot.store).recall(known, k)
+        counted = fit(snapshot, out, route, models, settings)
+        answer = opened(route, out / route, snapshot.store).recall(known, k)
         kept = only(answer, there)
         found = kept.frame(requests["request"])
-        told[route] = counted or {}
+        told[route] = counted
         if withdrawn := int((answer.items != NOTHING).sum()) - len(found):
             told[route] = {**told[route], "withdrawn": withdrawn}
             logging.getLogger(__name__).warning("%s items of the route %s are withdrawn; left out", withdrawn, route)
@@ -264,6 +261,14 @@ def ask(
             logging.getLogger(__name__).warning("the route %s recalled nothing; the others fill its place", route)
         parts.append(found.select("request", "item", pl.lit(route).alias("route"), "rank", "score"))
     return pl.concat(parts), told
+
+
+def fit(snapshot: Snapshot, out: Path, route: str, models: dict[str, Path], settings: config.Recall) -> dict[str, int]:
+    """Fit a route, with its model if there is one, into its own folder of `out`; what its `fit` counted."""
+    folder = out / route
+    folder.mkdir()
+    model = {"model": models[route]} if route in models else {}
+    return ROUTES[route].fit(snapshot, folder, **model, **options(settings, route, "fit")) or {}
 
 
 @dataclass(frozen=True)

@@ -80,11 +80,16 @@ def fit(snapshot: Snapshot, folder: Path, *, days: float, error: float) -> Expos
     """
     last = (snapshot.time - 1) // DAY
     first = (snapshot.time - round(days * DAY)) // DAY
-    shown = snapshot.interactions.filter((pl.col("time") >= first * DAY) & (pl.col("user") > 0))
+    shown = lately(snapshot, first * DAY)
     exposure = empty(last - first + 1, first, capacity=max(1, len(shown)), error=error)
     exposure = exposure.add(*(shown[name].to_numpy() for name in ("user", "item", "time")))
     exposure.save(folder)
     return exposure
+
+
+def lately(snapshot: Snapshot, since: int) -> pl.DataFrame:
+    """What known users were shown from a time (µs) on."""
+    return snapshot.interactions.filter((pl.col("time") >= since) & (pl.col("user") > 0))
 
 
 def empty(windows: int, first: int, *, capacity: int, error: float) -> Exposure:

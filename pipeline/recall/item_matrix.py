@@ -22,7 +22,7 @@ from numba import njit
 from scipy.linalg import lapack
 
 from pipeline.features.store import FeatureStore
-from pipeline.lake import InputError, write_json
+from pipeline.lake import InputError, mapped, write_json
 from pipeline.recall.nearest import hold, unpacked
 from pipeline.recall.route import NOTHING, Found, Requests, Route
 from pipeline.recall.snapshot import Snapshot
@@ -90,7 +90,7 @@ def _sum_and_hold(history, offsets, recent, decay, data, indices, indptr, keys):
 
 
 def load(folder: Path, store: FeatureStore) -> Route:  # noqa: ARG001
-    data, indices, indptr = (np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in PARTS)
+    data, indices, indptr = (mapped(folder / f"{name}.npy") for name in PARTS)
     settings = json.loads((folder / SETTINGS).read_text())
     return ItemMatrix(data, indices, indptr, settings["decay"], settings["recent"])
 

@@ -67,11 +67,16 @@ def _snake(
     first[1:] = (owner[1:] != owner[:-1]) | (given[1:] != given[:-1])
     taken = by_item[first]
     taken = taken[packed_order(request[taken], turn[taken])]
-    number = np.arange(len(taken))
-    begins = np.diff(request[taken], prepend=-1) != 0
-    position = number - np.maximum.accumulate(number * begins) + 1
+    position = places(request[taken])
     listed = position <= size
     return taken[listed], position[listed]
+
+
+def places(group: Integers) -> npt.NDArray[np.int64]:
+    """The place (1 = first) of each element (N,) within its run of equal ones."""
+    number = np.arange(len(group))
+    begins = np.diff(group, prepend=-1) != 0
+    return number - np.maximum.accumulate(number * begins) + 1
 
 
 def turns(place: Integers, rank: Integers, limits: Integers) -> npt.NDArray[np.int64]:

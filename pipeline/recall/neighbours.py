@@ -14,6 +14,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 from numba import njit
 
+from pipeline.lake import mapped
 from pipeline.recall.nearest import LAST, replace_worst
 from pipeline.recall.route import NOTHING, Found, Requests
 
@@ -86,8 +87,7 @@ def save(table: sp.csr_array, folder: Path) -> None:
 
 
 def load(folder: Path) -> Table:
-    """Map a table into memory, as plain arrays: each slice of a `np.memmap` costs more than what is done with it."""
-    return Table(*(np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in PARTS))
+    return Table(*(mapped(folder / f"{name}.npy") for name in PARTS))
 
 
 @njit(nogil=True, cache=True)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from pipeline import lake
 from pipeline.config import Config
 from pipeline.features import indexes
 from pipeline.features.identity import canonical
-from pipeline.features.store import DAY, DAYS, Events, FeatureStore
+from pipeline.features.store import DAY, Events, FeatureStore, delayed
 from pipeline.lake import InputError
 from pipeline.ranking import coarse, explore, fine
 from pipeline.ranking.batches import Encoder
@@ -50,8 +49,6 @@ ASKING, ASKED_FOR = 200, 50
 LEARNT = 50_000
 TOLERANCE = 1e-5
 
-Folders = dict[str, Path]
-
 
 @dataclass(frozen=True)
 class Made:
@@ -61,7 +58,7 @@ class Made:
     coarse: Path
     fine: Path
     quota: Path
-    routes: Folders
+    routes: dict[str, Path]
 
     @classmethod
     def of_run(cls, root: Path) -> Made:
@@ -80,24 +77,11 @@ def write(place: Path, made: Made, settings: Config) -> Path:
 
     The same run and settings give the same bytes, and so the same name.
     """
-    place.mkdir(parents=True, exist_ok=True)
-    for leftover in place.glob(".bundle-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=".bundle-", dir=place))
-    try:
-        with lake.explain_full_disk(place):
-            _fill(folder, made, settings)
-            files = _hashes(folder)
-            lake.write_json(folder / lake.MANIFEST, {"format": FORMAT, "files": files})
-        final = place / f"bundle-{lake.hash_value(files)[:16]}"
-        if final.exists():
-            shutil.rmtree(folder)
-        else:
-            folder.rename(final)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    return final
+    with lake.unfinished(place, "bundle") as folder:
+        _fill(folder, made, settings)
+        files = _hashes(folder)
+        lake.write_json(folder / lake.MANIFEST, {"format": FORMAT, "files": files})
+    return lake.finish(folder, place / f"bundle-{lake.hash_value(files)[:16]}")
 
 
 def verify(folder: Path) -> None:
@@ -156,9 +140,9 @@ class Ids:
 
     @classmethod
     def open(cls, folder: Path, side: str) -> Ids:
-        hashes, rows = (np.load(folder / f"{side}_{name}.npy", mmap_mode="r") for name in ("hashes", "rows"))
+        hashes, rows = (lake.mapped(folder / f"{side}_{name}.npy") for name in ("hashes", "rows"))
         names = pa.ipc.open_file(pa.memory_map(str(folder / f"{side}_names.arrow"))).get_batch(0)
-        return cls(np.asarray(hashes), np.asarray(rows), names.column(0))
+        return cls(hashes, rows, names.column(0))
 
     def row(self, text: str) -> int:
         """The row of an id, 0 for one that is unknown."""
@@ -239,10 +223,7 @@ def _write_recall(snapshot: Snapshot, folder: Path, made: Made, settings: Config
     """Every route, what users took and how often they were shown something, the quotas, and which tasks come late."""
     (folder / "routes").mkdir()
     for route in settings.recall.routes:
-        (folder / "routes" / route).mkdir()
-        model = {"model": made.routes[route]} if route in made.routes else {}
-        given = candidates.options(settings.recall, route, "fit")
-        candidates.ROUTES[route].fit(snapshot, folder / "routes" / route, **model, **given)
+        candidates.fit(snapshot, folder / "routes", route, made.routes, settings.recall)
     (folder / "history").mkdir()
     for name in HISTORY:
         np.save(folder / "history" / f"{name}.npy", snapshot.history[name].to_numpy())
@@ -250,18 +231,16 @@ def _write_recall(snapshot: Snapshot, folder: Path, made: Made, settings: Config
     (folder / "exposure").mkdir()
     recall = settings.recall
     shown = exposure.fit(snapshot, folder / "exposure", days=recall.exposure_days, error=recall.exposure_error)
-    lately = snapshot.interactions.filter((pl.col("time") >= shown.since) & (pl.col("user") > 0))
+    lately = exposure.lately(snapshot, shown.since)
     for side, rows in (
         ("user", len(snapshot.store.users["code_user_id"])),
         ("item", len(snapshot.store.items["code_item_id"])),
     ):
         counts = np.bincount(lately[side].to_numpy(), minlength=rows + (side == "user") * settings.serve.live_users)
         np.save(folder / "exposure" / f"{side}s.npy", counts)
-    day = next((snapshot.store.folder / DAYS / snapshot.store.days()[0]).glob("user-*.parquet"))
-    columns = pl.read_parquet_schema(day)
     told = {
         "quota": json.loads(made.quota.read_text()),
-        "delayed": [task for task in settings.contract.tasks if f"{task}_time" in columns],
+        "delayed": delayed(snapshot.store.folder, settings.contract.tasks),
     }
     lake.write_json(folder / TOLD, told)
 

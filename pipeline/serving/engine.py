@@ -35,6 +35,7 @@ from pipeline.features.store import BUILT_IN_CONTEXT, Rows
 from pipeline.lake import InputError
 from pipeline.ranking import coarse, explore, fine
 from pipeline.ranking.batches import Encoder
+from pipeline.ranking.coarse import rank_within
 from pipeline.ranking.diversity import RERANKERS
 from pipeline.ranking.fuse import fuse, with_recall
 from pipeline.recall import exposure, merge
@@ -42,7 +43,7 @@ from pipeline.recall.candidates import opened
 from pipeline.recall.route import NOTHING, Found, Requests, Route
 from pipeline.serving import bundle, explanation
 from pipeline.serving.bundle import HISTORY, Ids
-from pipeline.serving.live import LiveStore, Strips
+from pipeline.serving.live import LiveStore, Strips, runs
 from pipeline.serving.memory import Remembered, Shown
 
 TAKEN = 500
@@ -356,14 +357,13 @@ class Engine:
     ) -> tuple[Rows, npt.NDArray[Any]]:
         """Features and probabilities (N, T) of rows, by their numbers."""
         rows = self.store.rows(user, item, domain, moment)
-        asker = np.cumsum((np.diff(user, prepend=user[:1]) != 0) | (np.diff(moment, prepend=moment[:1]) != 0))
-        return rows, fine.likely(fine.answers(self.ranker.model, self._encoder, rows, asker))
+        return rows, fine.likely(fine.answers(self.ranker.model, self._encoder, rows, runs(user, moment)[1]))
 
     def check_parity(self, folder: Path) -> None:
         """Raise `InputError` where the scores or features are not those of batch scoring."""
         told = pl.read_parquet(folder / bundle.PARITY)
         user, item, domain, moment = (told[name].to_numpy() for name in ("user", "item", "domain", "time"))
-        begins = np.flatnonzero(np.diff(user, prepend=-1) | np.diff(moment, prepend=-1))
+        begins = runs(user, moment)[0]
         for begin, end in zip(begins, [*begins[1:], len(user)], strict=True):
             part = slice(begin, end)
             rows, scores = self.score(user[part], item[part], domain[part], moment[part])
@@ -422,15 +422,12 @@ class Engine:
         pool = self._merge(found, user, parameters)
         ended("merge")
 
-        order = np.lexsort((pool.position, pool.request))
         vectors = self._stages["coarse"].end(askers)
         cheap = None if vectors is None else self._coarse(pool, vectors)
         if cheap is None:
             degraded.append("coarse")
-        else:
-            order = np.lexsort((-cheap, pool.request))
-        place = _places(pool.request[order])
-        kept = np.sort(order[place <= parameters.keep])
+        worth = -pool.position if cheap is None else cheap
+        kept = np.flatnonzero(rank_within(worth, pool.request) <= parameters.keep)
         ended("coarse")
 
         ranked = self._stages["fine"].run(lambda: self._fine(pool, kept, user, domain, moment, context, parameters))
@@ -555,7 +552,7 @@ class Engine:
         exposed = self._shown.contains(user[request], item)
         taken, taken_request = item[exposed], request[exposed]
         request, item, place = request[~exposed], item[~exposed], place[~exposed]
-        rank = _places(request * len(found) + place)
+        rank = merge.places(request * len(found) + place)
         some = rank <= parameters.per_route
         request, item, place, rank = request[some], item[some], place[some], rank[some]
         limits = merge.limits_of(list(found), dict(parameters.quota))
@@ -621,26 +618,23 @@ class Engine:
 
     def _final(self, trace: Trace, parameters: Parameters) -> Integers:
         """The places among the merged of what is shown, best first."""
+        k = trace.question.k
+        worth = -np.arange(len(trace.kept), dtype=np.float64)
         if trace.fused is not None:
-            order = trace.kept[np.argsort(-trace.fused, kind="stable")]
-            score = np.log(-np.sort(-trace.fused))
+            worth = trace.fused
         elif trace.coarse is not None:
-            order = trace.kept[np.argsort(-trace.coarse[trace.kept], kind="stable")]
-            score = -np.sort(-trace.coarse[trace.kept].astype(np.float64))
-        else:
-            order, score = trace.kept, -np.arange(len(trace.kept), dtype=np.float64)
-        order, score = (
-            order[: max(parameters.final, trace.question.k)],
-            score[: max(parameters.final, trace.question.k)],
-        )
+            worth = trace.coarse[trace.kept].astype(np.float64)
+        best = np.argsort(-worth, kind="stable")[: max(parameters.final, k)]
+        order = trace.kept[best]
         if parameters.diversity == "none" or "content" not in self.store.items:
-            return order[: trace.question.k]
+            return order[:k]
+        score = worth[best] if trace.fused is None else np.log(worth[best])
         vectors = self.store.items["content"][trace.merged[order]]
         rerank, weight = RERANKERS[parameters.diversity], parameters.diversity_weight
-        chosen = self._stages["final"].run(lambda: rerank(score, vectors, trace.question.k, weight=weight))
+        chosen = self._stages["final"].run(lambda: rerank(score, vectors, k, weight=weight))
         if chosen is None:
             trace.degraded.append("diversity")
-            return order[: trace.question.k]
+            return order[:k]
         places: Integers = order[chosen]
         return places
 
@@ -703,13 +697,6 @@ class _Pool:
     position: Integers
     exposed: Numbers
     exposed_request: Numbers
-
-
-def _places(group: npt.NDArray[np.integer]) -> Integers:
-    """The place (1 = first) of each element (N,) within its run of equal ones."""
-    number = np.arange(len(group))
-    begins = np.diff(group, prepend=-1) != 0
-    return number - np.maximum.accumulate(number * begins) + 1
 
 
 def _finite(scores: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +24,7 @@ from numba import njit
 from pipeline.features import match, statistics
 from pipeline.features.store import Columns, Events, FeatureStore, Rows, read_columns
 from pipeline.features.timeline import Clock, Integers
-from pipeline.lake import write_json
+from pipeline.lake import mapped, write_json
 
 SECOND = 1_000_000
 MOST_COUNTED = 2_000_000
@@ -46,9 +45,10 @@ class Strips:
         self._users = np.asarray(table["user"])
         self._room = 2 * length
         spare = users * self._room
-        self.columns: Columns = {
-            name: np.concatenate([values, np.zeros(spare, values.dtype)]) for name, values in table.items()
-        }
+        # zeros lie in memory only once they are written to, so that strips that nobody has take none
+        self.columns: Columns = {name: np.zeros(self._size + spare, values.dtype) for name, values in table.items()}
+        for name, values in table.items():
+            self.columns[name][: self._size] = values
         self._runs: OrderedDict[int, tuple[int, int]] = OrderedDict()
         self._strips: dict[int, int] = {}
         self._free = list(range(users))
@@ -142,9 +142,9 @@ class Tally:
     @classmethod
     def load(cls, folder: Path) -> Tally:
         """Maps the arrays into memory, as plain ones."""
-        keys, starts, codes, totals = (_mapped(folder / f"{name}.npy") for name in PARTS)
+        keys, starts, codes, totals = (mapped(folder / f"{name}.npy") for name in PARTS)
         told = json.loads((folder / "clock.json").read_text())
-        moments = _mapped(folder / "moments.npy") if told.pop("moments") else None
+        moments = mapped(folder / "moments.npy") if told.pop("moments") else None
         return cls(keys, starts, codes, totals, Clock(**told, moments=moments))
 
 
@@ -381,8 +381,3 @@ def _match(item, times, ends, lengths, events, moments, keys, counts, gaps):  # 
                 if counts[row] == 0:
                     gaps[row] = (times[row] - moments[event]) // SECOND
                 counts[row] += 1
-
-
-def _mapped(path: Path) -> npt.NDArray[Any]:
-    """A file's array as a plain one: each slice of a `np.memmap` costs more than what is done with it."""
-    return np.asarray(np.load(path, mmap_mode="r"))

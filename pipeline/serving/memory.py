@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 from cachetools import LRUCache
@@ -9,7 +11,7 @@ from rbloom import Bloom
 
 from pipeline.recall.cache import Cache
 from pipeline.recall.exposure import Exposure, pair_keys
-from pipeline.recall.route import Found, Requests, Route
+from pipeline.recall.route import NOTHING, Found, Requests, Route
 from pipeline.recall.snapshot import DAY
 
 CAPACITY = 1 << 20
@@ -25,6 +27,7 @@ class Shown:
 
     def __init__(self, before: Exposure, users: npt.NDArray[np.int64], items: npt.NDArray[np.int64]) -> None:
         self._before = before
+        self._days = len(before.windows)
         self._users, self._items = users, items
         self._since: dict[int, Bloom] = {}
 
@@ -32,13 +35,11 @@ class Shown:
         """An impression at a time in µs. A day later than all so far lets the oldest one go."""
         day = moment // DAY
         if day not in self._since:
-            kept = len(self._before.windows)
-            self._since = {one: bloom for one, bloom in self._since.items() if one > day - kept}
+            first = day - self._days + 1
+            self._since = {one: bloom for one, bloom in self._since.items() if one >= first}
             self._since[day] = Bloom(max(self._before.capacity, CAPACITY), self._before.error, int)
-            drop = min(max(day - kept + 1 - self._before.first, 0), kept - 1)
-            self._before = Exposure(
-                self._before.windows[drop:], self._before.first + drop, self._before.capacity, self._before.error
-            )
+            old = max(first - self._before.first, 0)
+            self._before = replace(self._before, windows=self._before.windows[old:], first=self._before.first + old)
         self._since[day].add(int(pair_keys(np.array([user]), np.array([item]))[0]))
         self._users[user] += 1
         self._items[item] += 1
@@ -52,7 +53,7 @@ class Shown:
         found = (self._users[users] > 0) & (self._items[items] > 0)
         some = np.flatnonzero(found)
         users, items = users[some], items[some]
-        shown = self._before.contains(users, items)
+        shown = self._before.contains(users, items) if self._before.windows else np.zeros(len(some), bool)
         keys = pair_keys(users, items).tolist() if self._since else []
         for window in self._since.values():
             shown |= np.fromiter(map(window.__contains__, keys), bool, len(keys))
@@ -74,9 +75,11 @@ class Remembered:
 
     def recall(self, requests: Requests, k: int) -> Found:
         """The `k` best of what is remembered of each user, as `cache.Cache` has it."""
+        found = self._lists.recall(requests, k)
         fresh = [self._entries(user) for user in requests.user.tolist()]
-        if not any(len(entries[0]) for entries in fresh):
-            return self._lists.recall(requests, k)
+        has = np.array([len(entries[0]) > 0 for entries in fresh])
+        if not has.any():
+            return found
         user = np.repeat(np.arange(len(requests)), [len(entries[0]) for entries in fresh])
         domain, item, moment, rank = (np.concatenate([entries[n] for entries in fresh]) for n in range(4))
         of_row = Requests(
@@ -87,7 +90,12 @@ class Remembered:
             times=requests.times,
             offsets=requests.offsets,
         )
-        return Cache(user, domain, item, moment, rank, self._life).recall(of_row, k)
+        since = Cache(user, domain, item, moment, rank, self._life).recall(of_row, k)
+        width = max(since.items.shape[1], found.items.shape[1])
+        return Found(
+            np.where(has[:, None], _widened(since.items, width, NOTHING), _widened(found.items, width, NOTHING)),
+            np.where(has[:, None], _widened(since.scores, width, 0), _widened(found.scores, width, 0)),
+        )
 
     def _entries(self, user: int) -> tuple[Integers, Integers, Integers, Integers]:
         lists = self._since.get(user, {})
@@ -102,3 +110,7 @@ class Remembered:
             np.concatenate([*nothing, *moment]),
             np.concatenate([*nothing, *rank]),
         )
+
+
+def _widened(values: npt.NDArray[np.generic], width: int, fill: int) -> npt.NDArray[np.generic]:
+    return np.pad(values, ((0, 0), (0, width - values.shape[1])), constant_values=fill)
