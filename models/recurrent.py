@@ -6,6 +6,8 @@ of their own to minimise: `with_loss` gives it beside the vector.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -16,24 +18,76 @@ from models.sequences import Comparison, pad, places, segment_softmax, segment_s
 
 
 class GRU(nn.Module):
-    """One step: h ← (1 − u) ⊙ h + u ⊙ tanh(W x + r ⊙ U h + b), with an update gate u and a reset gate r."""
+    """One step: h ← (1 − a u) ⊙ h + a u ⊙ tanh(W x + r ⊙ U h + b), with an update gate u, a reset gate r, and an
+    attention a that is 1 unless one is given."""
 
     def __init__(self, into: int, width: int) -> None:
         super().__init__()
         self.of_input = nn.Linear(into, 3 * width)
         self.of_state = nn.Linear(width, 3 * width, bias=False)
 
-    def forward(
-        self, given: Float[Tensor, "B _"], state: Float[Tensor, "B D"], attention: Float[Tensor, "B 1"] | None = None
-    ) -> Float[Tensor, "B D"]:
-        """`given` is `of_input` of x, which needs no loop; `attention` scales the update gate."""
+    def step(self, given: Float[Tensor, "B _"], state: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """The next state; `given` is `of_input` of x."""
         update, reset, candidate = given.chunk(3, dim=1)
         past_update, past_reset, past_candidate = self.of_state(state).chunk(3, dim=1)
-        update = (update + past_update).sigmoid()
-        if attention is not None:
-            update = attention * update
         candidate = (candidate + (reset + past_reset).sigmoid() * past_candidate).tanh()
-        return state + update * (candidate - state)  # type: ignore[no-any-return]
+        return torch.lerp(state, candidate, (update + past_update).sigmoid())
+
+    def forward(self, given: Float[Tensor, "B L _"], attention: Float[Tensor, "B L 1"]) -> Float[Tensor, "B L D"]:
+        """The states after each of L steps from zero. Where the attention is 0 the state stays."""
+        with torch.autocast(given.device.type, enabled=False):
+            steps = (one.to(self.of_state.weight.dtype).transpose(0, 1) for one in (given, attention))
+            states: Tensor = _Recurrence.apply(*steps, self.of_state.weight)  # type: ignore[no-untyped-call]
+        return states.transpose(0, 1)
+
+
+class _Recurrence(torch.autograd.Function):
+    """The steps of a GRU over (L, B, 3D) of given, (L, B, 1) of attention and U (3D, D).
+
+    All that backward needs of a step is known before it begins but the gradient of the step's state, so that its loop
+    is one product a step, and the gradient of U one product for all.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, given: Tensor, attention: Tensor, weight: Tensor) -> Tensor:
+        of_gates, of_candidate = given.tensor_split([2 * weight.shape[1]], dim=2)
+        state = given.new_zeros(given.shape[1], weight.shape[1])
+        states, gates, candidates, pasts = [state], [], [], []
+        for to_gates, to_candidate, weighed in zip(of_gates, of_candidate, attention, strict=True):
+            past_gates, past = (state @ weight.T).tensor_split([to_gates.shape[1]], dim=1)
+            gate = (to_gates + past_gates).sigmoid_()
+            update, reset = gate.chunk(2, dim=1)
+            candidate = torch.addcmul(to_candidate, reset, past).tanh_()
+            state = torch.lerp(state, candidate, weighed * update)
+            states.append(state)
+            gates.append(gate)
+            candidates.append(candidate)
+            pasts.append(past)
+        every = torch.stack(states)
+        ctx.save_for_backward(attention, weight, every, torch.stack(gates), torch.stack(candidates), torch.stack(pasts))
+        return every[1:]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        attention, weight, states, gates, candidate, past = ctx.saved_tensors
+        (update, reset), before = gates.chunk(2, dim=2), states[:-1]
+        towards = candidate - before
+        of_update = towards * attention * update * (1 - update)
+        of_candidate = attention * update * (1 - candidate.square())
+        of_reset = of_candidate * past * reset * (1 - reset)
+        to_past = torch.stack([of_update, of_reset, of_candidate * reset], dim=2)
+        stays = 1 - attention * update
+        arriving, leaving = [], gradient.new_zeros(gradient.shape[1:])
+        for step in range(len(gradient) - 1, -1, -1):
+            leaving = leaving + gradient[step]
+            arriving.append(leaving)
+            product = (to_past[step] * leaving[:, None]).flatten(1)
+            leaving = torch.addmm(stays[step] * leaving, product, weight)
+        of_state = torch.stack(arriving[::-1])
+        to_gates = (to_past * of_state[:, :, None]).flatten(2)
+        to_given = torch.cat([to_gates[:, :, : 2 * weight.shape[1]], of_candidate * of_state], dim=2)
+        to_attention = (of_state * towards * update).sum(dim=2, keepdim=True)
+        return to_given, to_attention, to_gates.flatten(0, 1).T @ before.flatten(0, 1)
 
 
 class InterestEvolution(nn.Module):
@@ -59,12 +113,7 @@ class InterestEvolution(nn.Module):
         """The extractor's state after each event: the user's side, without the candidate."""
         place = places(row, rows, self.length)
         given = pad(self.extractor.of_input(events + self.gap(gap)), place, rows, self.length)
-        state = events.new_zeros(rows, events.shape[1])
-        states = []
-        for step in given.unbind(dim=1):
-            state = self.extractor(step, state)
-            states.append(state)
-        return unpad(torch.stack(states, dim=1), place)
+        return unpad(self.extractor(given, torch.ones_like(given[:, :, :1])), place)
 
     def evolve(
         self, query: Float[Tensor, "B D"], interests: Float[Tensor, "S D"], row: Int[Tensor, " S"]
@@ -75,10 +124,7 @@ class InterestEvolution(nn.Module):
         scores = (self.attend(query).index_select(0, row) * interests).sum(dim=1)
         attention = pad(segment_softmax(scores, row, rows)[:, None], place, rows, self.length)
         given = pad(self.evolution.of_input(interests), place, rows, self.length)
-        state = torch.zeros_like(query)
-        for step, weight in zip(given.unbind(dim=1), attention.unbind(dim=1), strict=True):
-            state = self.evolution(step, state, weight)
-        return state
+        return self.evolution(given, attention)[:, -1]  # type: ignore[no-any-return]
 
     def forward(
         self, query: Float[Tensor, "B D"], events: Float[Tensor, "S D"], gap: Int[Tensor, " S"], row: Int[Tensor, " S"]
@@ -142,7 +188,7 @@ class InterestMemory(nn.Module):
         usage = memory.new_zeros(memory.shape[:2])
         state = read = torch.zeros_like(given[:, 0])
         for event, here in zip(given.unbind(dim=1), present.unbind(dim=1), strict=True):
-            state = self.controller(self.controller.of_input(torch.cat([event, read], dim=1)), state)
+            state = self.controller.step(self.controller.of_input(torch.cat([event, read], dim=1)), state)
             read_key, write_key, erase, add = self.heads(state).chunk(4, dim=1)
             write = here * self.balanced(address(write_key, memory), usage)
             memory = memory + write[..., None] * (add.tanh()[:, None] - erase.sigmoid()[:, None] * memory)

@@ -276,14 +276,39 @@ def gru_step(gru: GRU, x: np.ndarray, h: np.ndarray, attention: float = 1.0) -> 
 
 
 def test_gru_step_on_paper() -> None:
-    """All weights 0 and state 1: the gates are ½, the candidate is 0; attention .2 moves a tenth of the way."""
+    """All weights 0: the gates are ½, the candidate is 0. From 1, half is left, and with attention .2 nine tenths."""
     gru = GRU(1, 1)
     for parameter in gru.parameters():
         nn.init.zeros_(parameter)
-    given, state = gru.of_input(torch.ones(1, 1)), torch.ones(1, 1)
-    torch.testing.assert_close(gru(given, state), torch.tensor([[0.5]]))
-    torch.testing.assert_close(gru(given, state, torch.tensor([[0.2]])), torch.tensor([[0.9]]))
-    assert torch.equal(gru(given, state, torch.zeros(1, 1)), state)
+    given = gru.of_input(torch.ones(1, 1))
+    torch.testing.assert_close(gru.step(given, torch.ones(1, 1)), torch.tensor([[0.5]]))
+    up = torch.tensor([[[0.0, 0.0, 50.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [9.0, 9.0, 9.0]]])
+    states = gru(up, torch.tensor([1.0, 0.2, 1.0, 0.0])[None, :, None])
+    torch.testing.assert_close(states.flatten(), torch.tensor([0.5, 0.45, 0.225, 0.225]))
+
+
+def test_gru_steps_have_the_gradient_of_single_ones() -> None:
+    """Of every state, with and without attention, in double precision, as autograd derives it through `step`."""
+    torch.manual_seed(0)
+    gru, given = GRU(3, 5).double(), torch.randn(4, 6, 15, dtype=torch.double)
+    attention = torch.rand(4, 6, 1, dtype=torch.double) * (torch.arange(24).view(4, 6, 1) % 5 > 0)
+
+    def one_by_one(given: Tensor, attention: Tensor) -> Tensor:
+        state, states = given.new_zeros(4, 5), []
+        for x, a in zip(given.unbind(1), attention.unbind(1), strict=True):
+            state = torch.lerp(state, gru.step(x, state), a)
+            states.append(state)
+        return torch.stack(states, dim=1)
+
+    found = []
+    for forward in (gru, one_by_one):
+        told = given.clone().requires_grad_(), attention.clone().requires_grad_()
+        states = forward(*told)
+        (states * torch.arange(120.0).view(4, 6, 5).cos()).sum().backward()
+        found.append((states, *(one.grad for one in told), gru.of_state.weight.grad.clone()))
+        gru.of_state.weight.grad = None
+    for scan, single in zip(*found, strict=True):
+        torch.testing.assert_close(scan, single)
 
 
 def test_interest_evolution_against_a_loop() -> None:
