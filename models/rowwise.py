@@ -17,6 +17,8 @@ from torch.optim import Optimizer
 from models.sequences import sums
 
 CHUNK = 1 << 16
+CLOCK = ("step", "decayed", "moved")
+"""What of an optimiser's memory of a table is not row by row."""
 
 
 class RowWise(Optimizer):

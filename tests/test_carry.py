@@ -18,8 +18,9 @@ from pipeline.features.store import FeatureStore
 from pipeline.lake import InputError
 from pipeline.ranking import fine
 from pipeline.ranking.batches import Encoder
-from pipeline.ranking.carry import Champion, Known, codes_of
+from pipeline.ranking.carry import MEMORY, Champion, Known, codes_of, remember
 from pipeline.ranking.merged import Merged
+from pipeline.ranking.optimisers import Optimisers
 
 
 def known(**ids):
@@ -47,12 +48,15 @@ def test_codes_against_a_dictionary(now, before):
 
 
 def test_it_is_read_as_it_was_written(tmp_path):
-    BEFORE.write(tmp_path)
+    remember(BEFORE, {"weight.step": torch.tensor(3)}, tmp_path)
     read = Known.read(tmp_path)
     assert replace(read, ids={}) == replace(BEFORE, ids={})
     assert {name: ids.tolist() for name, ids in read.ids.items()} == {"user_id": [71, 72], "item_id": [5, 6, 7]}
     with pytest.raises(InputError, match="train it again"):
         Known.read(tmp_path / "nowhere")
+    (tmp_path / MEMORY).unlink()
+    with pytest.raises(InputError, match=f"no {MEMORY}"):
+        Known.read(tmp_path)
 
 
 def schema_of(of):
@@ -70,10 +74,34 @@ def test_a_carried_model_scores_what_it_scored():
     model = FlatDNN(schema_of(BEFORE), width=4, hidden=(8,)).eval()
     torch.nn.init.normal_(model.inputs.embed.table.weight)
     later = FlatDNN(schema_of(AFTER), width=4, hidden=(8,)).eval()
-    Champion(model.state_dict(), BEFORE).into(later, AFTER)
+    Champion(model.state_dict(), BEFORE, {}).into(later, AFTER)
     rows = {"known": ([1, 4, 9], [3, 5, 8]), "a new user": ([0, 4, 9], [2, 5, 8]), "a new item": ([2, 3, 6], [1, 4, 9])}
     for before, after in rows.values():
         torch.testing.assert_close(later(batch_of([after])), model(batch_of([before])))
+
+
+@pytest.mark.parametrize("table_optimiser", ["adamw", "adagrad"])
+def test_what_the_optimisers_remember_goes_where_the_weights_do(table_optimiser):
+    """A row is remembered under its id: a user of before is, a new one begins as the unknown one."""
+    torch.manual_seed(0)
+    model = FlatDNN(schema_of(BEFORE), width=4, hidden=(8,))
+    rates = {"learning_rate": 0.01, "weight_decay": 0.0, "embedding_decay": 0.1, "table_learning_rate": 0.05}
+    optimisers = Optimisers(model, table_optimiser=table_optimiser, **rates)
+    for rows in ([[1, 4, 9], [2, 5, 8]], [[0, 3, 6]], [[1, 4, 7]]):
+        model.zero_grad()
+        model(batch_of(rows)).sum().backward()
+        optimisers.step(1.0, clip=5.0)
+    optimisers.close()
+    before = optimisers.tensors()
+    later = FlatDNN(schema_of(AFTER), width=4, hidden=(8,))
+    memory = Champion(model.state_dict(), BEFORE, before).into(later, AFTER)
+    of_rows = "inputs.embed.table.weight." + {"adamw": "moments", "adagrad": "squares"}[table_optimiser]
+    assert memory.keys() == before.keys()
+    assert torch.equal(memory[of_rows], before[of_rows][AFTER.rows(BEFORE)])
+    assert memory[of_rows][2].equal(memory[of_rows][0])
+    gone_on = Optimisers(later, table_optimiser=table_optimiser, **rates)
+    gone_on.restore(memory)
+    assert all(one.equal(memory[name]) for name, one in gone_on.tensors().items())
 
 
 @pytest.mark.parametrize(
@@ -93,7 +121,7 @@ def test_another_schema_is_named(change, told):
 def test_a_model_of_another_shape_is_named():
     model = FlatDNN(schema_of(BEFORE), width=4, hidden=(8,))
     with pytest.raises(InputError, match=r"net\.0\.bias is 16, the champion's 8"):
-        Champion(model.state_dict(), BEFORE).into(FlatDNN(schema_of(AFTER), width=4, hidden=(16,)), AFTER)
+        Champion(model.state_dict(), BEFORE, {}).into(FlatDNN(schema_of(AFTER), width=4, hidden=(16,)), AFTER)
 
 
 QUICK = Fine(model="flat_dnn", epochs=1, keep=20, candidates=5, trials=2, batch_size=128, learning_rate=0.0005)

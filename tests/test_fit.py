@@ -56,6 +56,32 @@ def test_it_stops_early_and_keeps_the_weights_of_the_best_epoch():
     assert not model.training
 
 
+def test_with_the_memory_of_before_adam_steps_by_the_size_of_the_gradient():
+    """Gradients of 1 and then .1 in two trainings of one step: as torch's AdamW that took both, not by the sign."""
+
+    def step(model, gradient, memory=None):
+        before = model.weight.item()
+        fitted = fit(
+            model, lambda epoch: [gradient], lambda model, batch: batch * model.weight.sum(),
+            lambda model: {"score": 0.0}, steps=1, epochs=1, learning_rate=1.0, monitor="score",
+            log=lambda *_: None, memory=memory,
+        )  # fmt: skip
+        return model.weight.item() - before, fitted.memory
+
+    model, twin = (nn.Linear(1, 1, bias=False) for _ in range(2))
+    first, memory = step(model, 1.0)
+    anew, _ = step(model, 0.1)
+    on, _ = step(model, 0.1, memory)
+    dense = torch.optim.AdamW(twin.parameters(), lr=-first, weight_decay=0.0)
+    for gradient in (1.0, 0.1):
+        before = twin.weight.item()
+        twin.weight.grad = torch.tensor([[gradient]])
+        dense.step()
+    assert anew == pytest.approx(first, rel=1e-4)
+    assert on == pytest.approx(twin.weight.item() - before, rel=1e-4)
+    assert abs(on) < 0.8 * abs(first)
+
+
 def test_equal_seeds_give_equal_weights():
     first, second = (run(lambda model: {"score": 0.0})[0] for _ in range(2))
     assert torch.equal(first.weight, second.weight)

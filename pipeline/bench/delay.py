@@ -120,7 +120,7 @@ def learn(
 ) -> Champion:
     """A ranker trained on, or anew where there is none, on what the train slice has that is new."""
     rows = store.log("train")
-    model, _ = fine.learn(
+    model, fitted = fine.learn(
         encoder,
         store.schema,
         fine.weighed(store, rows, settings.loss, seed, old.known if old else None),
@@ -130,4 +130,4 @@ def learn(
         log=lambda metrics, epoch: None,
         start=partial(old.into, now=now) if old else None,
     )
-    return Champion(model.model.state_dict(), now)
+    return Champion(model.model.state_dict(), now, fitted.memory)

@@ -1,5 +1,6 @@
-"""L7 on the simulator: a ranker that is never trained again, daily, and every few hours, on a market that drifts.
+"""L7 on the simulator: a ranker that is never trained again, daily, and every few hours, on a market of news.
 
+Items are shown while they are fresh and differ much in quality, so what matters most is known of the last hours alone.
 All three begin as one ranker of the days before, and are judged, before they learn of them, on the same impressions of
 the days after. Daily and incremental go on in the same way from what they are; only how often differs. The features
 are refitted before each window (a moved split recomputes no day), so ids enter and leave the vocabulary.
@@ -34,7 +35,7 @@ from pipeline.sources import contract
 POLICIES = ("stale", "daily", "incremental")
 FIRST = Fine(model="flat_dnn", epochs=2, batch_size=512, learning_rate=0.003, patience=2)
 ON = replace(FIRST, epochs=1, batch_size=128, learning_rate=0.001)
-DRIFT = Market(drifting=0.9, passing=1.0, interest=2.2, affinity=0.3, bias=0.2, taste=0.0)
+NEWS = Market(past_days=2, history_days=1, quality=1.5, policy_fresh=0.9, policy_quality=0.1)
 IDS_ALONE = Features(statistics=(), rates=(), matches=(), behaviours={}, admit_after=10)
 WITH_STATISTICS = Features(
     statistics=("user", "item", "category", "user+category"), windows=("1d", "all"), admit_after=10
@@ -55,10 +56,10 @@ def bench(
     """AUC and log loss of click over the last `shown` days but the very last, by policy: means over seeds, and how much
     the log loss falls from stale to daily to incremental, with the half-width of the 95 % interval of paired seeds.
 
-    `live` "yes" adds statistics as of now to the features, which drift along by themselves.
+    `live` "yes" adds statistics as of now to the features, which learn of new items by themselves.
     """
     features = WITH_STATISTICS if live == "yes" else IDS_ALONE
-    source = partial(Simulator, users=users, items=items, impressions=impressions, days=days, market=DRIFT)
+    source = partial(Simulator, users=users, items=items, impressions=impressions, days=days, market=NEWS)
     found = [
         compare(source(seed=seed), features, shown=shown, hours=hours, seed=seed) for seed in range(seed, seed + seeds)
     ]

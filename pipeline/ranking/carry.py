@@ -3,13 +3,13 @@
 Beside its weights a model keeps which feature id each of its codes stood for and up to when it has learnt. With a later
 features folder, every row of its fused tables goes where its id now is; an id that was admitted since begins as the
 field's unknown one, which it was to this model until now, and the row of one that was evicted goes. So a model that is
-carried over and not trained scores as it did.
+carried over and not trained scores as it did. What its optimisers remember goes along, row by row.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from models.layers import FieldEmbedding
+from models.rowwise import CLOCK
 from pipeline.features.store import FeatureStore
 from pipeline.lake import InputError, write_json
 
-WEIGHTS, IDS, TOLD = "model.safetensors", "known.safetensors", "known.json"
+WEIGHTS, IDS, TOLD, MEMORY = "model.safetensors", "known.safetensors", "known.json", "memory.safetensors"
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,9 @@ class Known:
         """Raises `InputError` for a model that was trained before this was kept of it."""
         from safetensors.numpy import load_file
 
-        if not (folder / TOLD).exists():
-            raise InputError(f"{folder}: no {TOLD}, so that its codes mean nothing later; train it again")
+        for name in (TOLD, MEMORY):
+            if not (folder / name).exists():
+                raise InputError(f"{folder}: no {name}, without which it cannot go on; train it again")
         told = json.loads((folder / TOLD).read_text())
         return cls(
             until=told["until"],
@@ -122,19 +124,21 @@ def codes_of(ids: npt.NDArray[np.int64], known: npt.NDArray[np.int64]) -> npt.ND
 
 @dataclass(frozen=True)
 class Champion:
-    """A trained model's weights, and what it knew."""
+    """A trained model's weights, what it knew, and what its optimisers remember (`pipeline.ranking.fit.Fitted`)."""
 
     weights: dict[str, Tensor]
     known: Known
+    memory: Mapping[str, Tensor]
 
     @classmethod
     def read(cls, folder: Path) -> Champion:
         from safetensors.torch import load_file
 
-        return cls(load_file(folder / WEIGHTS), Known.read(folder))
+        known = Known.read(folder)
+        return cls(load_file(folder / WEIGHTS), known, load_file(folder / MEMORY))
 
-    def into(self, model: nn.Module, now: Known) -> None:
-        """Give a model of the schema that is known `now` the weights that go on.
+    def into(self, model: nn.Module, now: Known) -> dict[str, Tensor]:
+        """Give a model of the schema that is known `now` the weights that go on, and return the memory that does.
 
         Raises `InputError` where the model is of another shape.
         """
@@ -150,10 +154,23 @@ class Champion:
                 told = f"{name} is {_size(wanted.get(name))}, the champion's {_size(theirs)}"
                 raise InputError(f"the settings are not the champion's: {told}; train anew, recfunnel run")
         model.load_state_dict(weights)
+        memory = {}
+        for path, value in self.memory.items():
+            name, _, what = path.rpartition(".")
+            memory[path] = value[rows] if name in tables and what not in CLOCK else value.clone()
+        return memory
 
 
-Start = Callable[[nn.Module], None]
-"""What gives a new model its first weights."""
+def remember(known: Known, memory: Mapping[str, Tensor], folder: Path) -> None:
+    """Write beside a model's weights what a later training goes on from."""
+    from safetensors.torch import save_file
+
+    known.write(folder)
+    save_file({name: value.contiguous() for name, value in memory.items()}, folder / MEMORY)
+
+
+Start = Callable[[nn.Module], Mapping[str, Tensor]]
+"""What gives a new model its first weights, and returns what its optimisers remember."""
 
 
 def _size(shape: torch.Size | None) -> str:

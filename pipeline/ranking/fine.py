@@ -37,7 +37,7 @@ from pipeline.features.store import FeatureStore, Rows
 from pipeline.lake import InputError
 from pipeline.ranking import delay
 from pipeline.ranking.batches import Batch, Encoder, in_order, shuffled
-from pipeline.ranking.carry import WEIGHTS, Champion, Known, Start
+from pipeline.ranking.carry import WEIGHTS, Champion, Known, Start, remember
 from pipeline.ranking.delay import DelayCurve
 from pipeline.ranking.fit import Fitted, Log, fit
 from pipeline.ranking.fuse import fuse, ndcg, tune, with_recall
@@ -249,7 +249,7 @@ def train(
     gradients = _gradients(model, batch, settings.loss, schema.labels) if settings.loss.ranking != "none" else {}
     ranker = Ranker(model, schema, weights, training.delays)
     save(ranker, out, settings)
-    now.write(out)
+    remember(now, fitted.memory, out)
     fused = ranker.fuse(scores, held_out)
     order = ndcg(fused, held_out.request, held_out.positive, held_out.positives, length=settings.keep)
     merge = ndcg(-held_out.position, held_out.request, held_out.positive, held_out.positives, length=settings.keep)
@@ -354,9 +354,8 @@ def learn(
     rows = training.rows
     torch.manual_seed(seed)
     model = RANKERS[settings.model](schema, **settings.options)
-    if start:
-        start(model)
-    elif isinstance(model, GBDTLR):
+    memory = start(model) if start else {}
+    if isinstance(model, GBDTLR):
         grow(model, encoder, rows, seed)
     tasks = encoder.schema.labels
     watched = [place for place, label in enumerate(schema.labels) if label in schema.durations]
@@ -393,6 +392,7 @@ def learn(
         monitor=f"auc_{tasks[0]}",
         patience=settings.patience,
         log=log,
+        memory=memory,
         checkpoints=checkpoints,
     )
     shift = np.zeros(len(schema.labels), np.float32)

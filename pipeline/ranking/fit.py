@@ -37,12 +37,13 @@ Log = Callable[[dict[str, float], int], None]
 @dataclass(frozen=True)
 class Fitted:
     """What training came to: the best epoch (from 1) and its validation metrics; how many epochs were trained, and the
-    seconds this took, validation aside."""
+    seconds this took, validation aside; what the optimisers remember at its end, where one process has all of it."""
 
     epoch: int
     metrics: dict[str, float]
     epochs: int
     seconds: float
+    memory: Mapping[str, Tensor]
 
 
 @dataclass
@@ -92,6 +93,7 @@ def fit(
     table_learning_rate: float = 0.05,
     patience: int = 1,
     clip: float = 5.0,
+    memory: Mapping[str, Tensor] | None = None,
     checkpoints: Path | None = None,
     every: int = 500,
 ) -> Fitted:
@@ -102,6 +104,9 @@ def fit(
     The matrix products run in bfloat16 where this is faster. After each epoch `validate` is asked, in evaluation mode;
     training stops when `monitor` (higher is better) has not risen for `patience` epochs. `log(metrics, epoch)` is told
     after each.
+
+    With `memory`, that of an earlier training of the model (`Fitted.memory`), the optimisers go on from what they knew
+    then: Adam, begun anew, takes its first steps by the sign of the gradient alone, whatever its size.
 
     With `checkpoints`, a folder, how far training is is written there after each epoch and every `every` batches of
     it, and training goes on from what the folder holds: called again with the same arguments after a kill, it logs all
@@ -131,6 +136,7 @@ def fit(
         log = _nothing
     kept = Checkpoints(checkpoints) if checkpoints else None
     with closing(Optimisers(model, table_optimiser=table_optimiser, **rates)) as optimisers:
+        optimisers.restore(memory or {})
         found = kept.latest() if kept else None
         at = _go_on(found, model, optimisers, plan) if found else Position(torch.zeros((), device=device))
         best = kept.best(at.best) if kept and at.best else deepcopy(model.state_dict())
@@ -173,10 +179,11 @@ def fit(
                 if better:
                     kept.write_best(at.best, best)
                 kept.write(_checkpoint(at, model, optimisers, plan))
+    remembered = optimisers.tensors() if processes.count() == 1 else {}
     model.load_state_dict(best)
     model.eval()
     metrics = {name: value for name, value in at.history[at.best - 1].items() if name != "loss"} if at.best else {}
-    return Fitted(at.best, metrics or {monitor: -math.inf}, len(at.history), at.seconds)
+    return Fitted(at.best, metrics or {monitor: -math.inf}, len(at.history), at.seconds, remembered)
 
 
 class _Measured(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -41,6 +41,7 @@ class Optimisers:
         self._sharded = {id(table.weight) for table in tables}
         tables = [table for table in tables if id(table.weight) not in others]
         others |= {id(table.weight) for table in tables}
+        self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._parameters = list(model.parameters())
         decays = {"embeddings": embedding_decay, "matrices": weight_decay, "vectors": 0.0}
         self._rowwise: list[RowWise] = []
@@ -77,20 +78,23 @@ class Optimisers:
             one.release()
 
     def tensors(self) -> dict[str, Tensor]:
-        """All they remember."""
-        return {f"{place}.{name}": value for place, state in self._states() for name, value in state.items()}
+        """All they remember: of each parameter, under its name in the model."""
+        return {f"{name}.{what}": value for name, state in self._states() for what, value in state.items()}
 
-    def restore(self, tensors: dict[str, Tensor]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Remember what `tensors` gave."""
-        for place, state in self._states():
-            named = {name.removeprefix(f"{place}."): value for name, value in tensors.items()}
-            state.update({name: value for name, value in named.items() if f"{place}.{name}" in tensors})
+        remembered: dict[str, dict[str, Tensor]] = {}
+        for path, value in tensors.items():
+            name, _, what = path.rpartition(".")
+            remembered.setdefault(name, {})[what] = value
+        for name, state in self._states():
+            state.update(remembered.get(name, {}))
 
     def _states(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        for number, optimiser in enumerate(self._all):
-            parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-            for place, parameter in enumerate(parameters):
-                yield f"{number}.{place}", optimiser.state[parameter]
+        for optimiser in self._all:
+            for group in optimiser.param_groups:
+                for parameter in group["params"]:
+                    yield self._names[id(parameter)], optimiser.state[parameter]
 
 
 def _total_norm(sharded: list[Tensor], others: list[Tensor]) -> Tensor:

@@ -21,7 +21,7 @@ from models.two_tower import TwoTower
 from pipeline.features.store import FeatureStore, Rows
 from pipeline.lake import InputError
 from pipeline.ranking.batches import Batch, Encoder
-from pipeline.ranking.carry import Champion, Known
+from pipeline.ranking.carry import Champion, Known, remember
 from pipeline.ranking.fit import fit as fit_model
 from pipeline.recall import index as nearest
 from pipeline.recall import index_choice, losses, trained
@@ -87,8 +87,7 @@ def train(
     cut = Cut.read(Path(earlier), store) if earlier else None
     torch.manual_seed(seed)
     model = make(store.schema, width, content_width(store))
-    if old:
-        old.into(model, now)
+    memory = old.into(model, now) if old else {}
     encoder = Encoder(store)
     items = every_item(store, encoder)
     sampler = Sampler.of(rows.item, catalogue, len(items["fields"]), users=rows.user, cut=cut, hard=hard)
@@ -137,11 +136,12 @@ def train(
         learning_rate=learning_rate,
         monitor=f"recall_{CUTOFF}",
         log=log,
+        memory=memory,
         checkpoints=checkpoints,
     )
     told = {"width": width, "temperature": temperature, "content": content_width(store), "epoch": fitted.epoch}
     trained.save(model, out, SETTINGS, {**told, **fitted.metrics})
-    now.write(out)
+    remember(now, fitted.memory, out)
     return {"positives": len(rows), "epoch": fitted.epoch, **fitted.metrics}
 
 
