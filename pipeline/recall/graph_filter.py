@@ -11,8 +11,8 @@ term is BSPM's sharpening in one Euler step of length `sharpen`: it takes back w
 P's first eigenvector, the popularity D_I^½, which a smaller exponent `popularity` returns.
 
 W is never made. P is walked when a user asks, from his items to those who took them and on to theirs: P cut to each
-item's nearest is much worse. Of P², whose eigenvalues fall off as squares, the `rank` leading ones are kept. As it only
-takes back, it is computed where P is not 0 and nowhere else.
+item's nearest is worse. Of P², whose eigenvalues fall off as squares, the `rank` leading ones are kept. It only takes
+back, never gives: so it is computed where P is not 0, and of what even without it would be among the best.
 """
 
 from __future__ import annotations
@@ -143,12 +143,13 @@ def _walk(  # type: ignore[no-untyped-def]
                 blurred[taken[event]] = 0.0
         for number in range(count):
             item = met[number]
-            if blurred[item] > 0.0:
+            most = np.float32(blurred[item] * after[item])
+            if most > 0.0 and np.int64(most.view(np.int32)) >= keys[request, 0] >> 32:
                 back = np.float32(0.0)
                 for place in range(rank):
                     back += spread[place] * sharpener[item, place]
-                hold(keys[request], (blurred[item] - back) * after[item], item)
-                blurred[item] = 0.0
+                hold(keys[request], (blurred[item] - max(back, np.float32(0.0))) * after[item], item)
+            blurred[item] = 0.0
 
 
 def load(folder: Path, store: FeatureStore) -> Route:  # noqa: ARG001
