@@ -209,7 +209,7 @@ def distances(found: Found) -> npt.NDArray[np.float64]:
     scores = np.where(there, found.scores, 0.0).astype(np.float64)
     off = np.where(there, scores - scores.sum(axis=1, keepdims=True) / count, 0.0)
     deviation = np.sqrt((off**2).sum(axis=1, keepdims=True) / count)
-    return np.divide(off, deviation, out=np.zeros_like(off), where=deviation > 0)
+    return off / np.where(deviation > 0, deviation, 1.0)
 
 
 def learn(found: Candidates, wanted: pl.DataFrame, cutoff: int) -> lgb.Booster:

@@ -153,6 +153,7 @@ def _walk(  # type: ignore[no-untyped-def]
 
 
 def load(folder: Path, store: FeatureStore) -> Route:  # noqa: ARG001
-    parts = (mapped(folder / name) for name in (SHARPENER, BEFORE, AFTER))
+    sharpener, before, after = (mapped(folder / name) for name in (SHARPENER, BEFORE, AFTER))
     recent = json.loads((folder / SETTINGS).read_text())["recent"]
-    return GraphFilter(neighbours.load(folder / USERS), neighbours.load(folder / ITEMS), *parts, recent)
+    users, items = (neighbours.load(folder / name) for name in (USERS, ITEMS))
+    return GraphFilter(users, items, sharpener, before, after, recent)
