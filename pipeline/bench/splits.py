@@ -290,12 +290,10 @@ SPLITS: dict[str, Split] = {
         cutoff=20,
         depth=60,
         routes={
-            "graph_filter": (graph_filter, ({}, {"sharpen": 0.5})),
-            "graph_filter, blurred": (graph_filter, ({"sharpen": 0.0, "popularity": 0.3},)),
+            "graph_filter": (graph_filter, ({}, {"popularity": 0.2})),
             "ials": (ials, ({"index": "flat"},)),
             "user_cf": (user_cf, ({"neighbours": 200},)),
             "swing": (swing, ({},)),
-            "item_cf": (item_cf, ({"neighbours": 200},)),
         },
     ),
     "beauty": Split(

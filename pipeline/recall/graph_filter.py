@@ -10,9 +10,9 @@ P is the linear filter of GF-CF, with exponents of its own for each degree (Link
 term is BSPM's sharpening in one Euler step of length `sharpen`: it takes back what spreads furthest, most of all along
 P's first eigenvector, the popularity D_I^½, which a smaller exponent `popularity` returns.
 
-W is never made. P is walked when a user asks, from his items to those who took them and on to theirs: P cut to each
-item's nearest is worse. Of P², whose eigenvalues fall off as squares, the `rank` leading ones are kept. It only takes
-back, never gives: so it is computed where P is not 0, and of what even without it would be among the best.
+W is never made, nor cut to each item's nearest. P is walked when a user asks, from his items to those who took them and
+on to theirs. Of P², whose eigenvalues fall off as squares, the `rank` leading ones are kept. It only takes back, never
+gives: so it is computed where P is not 0, and of what even without it would be among the best.
 """
 
 from __future__ import annotations
