@@ -10,6 +10,7 @@ import polars as pl
 from route_tables import ask
 
 from pipeline.recall.item_matrix import ItemMatrix
+from pipeline.recall.route import Requests
 from pipeline.recall.snapshot import Snapshot
 
 REQUEST = {"request": pl.UInt32, "user": pl.Int32}
@@ -29,13 +30,28 @@ def recalled(route: ModuleType, folder: Path, taken: Snapshot, users: list[int],
     return ask(route, folder, taken, requests, k)
 
 
+def asked(*histories: list[int]) -> Requests:
+    """A request of each history of items, oldest first."""
+    offsets = np.cumsum([0, *map(len, histories)])
+    items = np.array([item for history in histories for item in history], np.int32)
+    count = len(histories)
+    return Requests(
+        user=np.arange(1, count + 1, dtype=np.int32),
+        domain=np.zeros(count, np.int16),
+        time=np.zeros(count, np.int64),
+        items=items,
+        times=np.zeros(len(items), np.int64),
+        offsets=offsets,
+    )
+
+
 def weights(route: ModuleType, folder: Path) -> np.ndarray:
     """The matrix that a route wrote, dense (I, I)."""
     matrix = route.load(folder, None)
     assert isinstance(matrix, ItemMatrix)
-    dense = np.zeros((len(matrix.indptr) - 1,) * 2)
-    row = np.repeat(np.arange(len(dense)), np.diff(matrix.indptr))
-    dense[row, matrix.indices] = matrix.data
+    table = matrix.weights
+    dense = np.zeros((len(table), len(table)))
+    dense[np.repeat(np.arange(len(table)), np.diff(table.indptr)), table.indices] = table.data
     return dense
 
 

@@ -57,11 +57,11 @@ def test_candidates_on_paper() -> None:
     found = splits.candidates([one, other], Parts(fitted, known, table([(2, 5, 0), (1, 5, 0)])))
     assert found.request.tolist() == [0, 0, 1]
     assert found.item.tolist() == [3, 5, 3]
-    log, log1p = np.log, np.log1p
+    log, log1p, nan = np.log, np.log1p, np.nan
     expected = [
-        [1 / 4, log(1.0), 1 / 2, 1, log(0.5), 1, log1p(2), log1p(2)],
-        [1, log(4.0), 1, 0, 0, 0, log1p(1), log1p(2)],
-        [1, log(2.0), 1, 0, 0, 0, log1p(2), log1p(3)],
+        [1 / 4, log(1.0), -1, 1 / 2, 1, log(0.5), 0, 1, -1, 3 / 2, log1p(2), log1p(2)],
+        [1, log(4.0), 1, 1, nan, nan, nan, nan, 1, 1, log1p(1), log1p(2)],
+        [1, log(2.0), 0, 1, nan, nan, nan, nan, 0, 1, log1p(2), log1p(3)],
     ]
     np.testing.assert_allclose(found.features, expected, rtol=1e-6)
 

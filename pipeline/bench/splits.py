@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.evaluation.metrics import ndcg_at, recall_at
-from pipeline.recall import ease, graph_filter, item_cf, markov, sequential, slit, swing, user_cf
+from pipeline.recall import ease, graph_filter, ials, item_cf, markov, sequential, slit, swing, user_cf
 from pipeline.recall.route import NOTHING, Found, Requests, best
 from pipeline.recall.snapshot import Snapshot
 from pipeline.sources import lists
@@ -166,8 +166,10 @@ def judge(found: Found, wanted: pl.DataFrame, cutoff: int) -> tuple[float, float
 class Candidates:
     """The routes' items, each once for a request, sorted by request: what a ranker sees of N of them.
 
-    `features` (N, 3 · routes + 2): of each route the score as a share of the request's best, the score's logarithm,
-    and 1 / rank, all 0 where the route lacks the item; then the logarithms of the item's and of the user's events.
+    `features` (N, 4 · routes + 4): of each route the score as a share of the request's best, its logarithm, its
+    distance from the mean of the request's scores in standard deviations, and 1 / rank, all NaN where the route lacks
+    the item; then the sums over the routes of these distances, a lacking one being the lowest, and of 1 / rank; and the
+    logarithms of the item's and of the user's events.
     """
 
     request: npt.NDArray[np.int64]
@@ -182,16 +184,32 @@ def candidates(answers: list[Found], parts: Parts) -> Candidates:
     keys = [row * size + found.items[row, column] for found, (row, column) in zip(answers, flat, strict=True)]
     pairs = np.unique(np.concatenate(keys))
     request, item = np.divmod(pairs, size)
-    features = np.zeros((len(pairs), 3 * len(answers) + 2), np.float32)
+    features = np.full((len(pairs), 4 * len(answers) + 4), np.nan, np.float32)
+    features[:, -4:] = 0.0
     for number, (found, (row, column), own) in enumerate(zip(answers, flat, keys, strict=True)):
-        place, score = np.searchsorted(pairs, own), found.scores[row, column]
-        features[place, 3 * number] = score / found.scores[row, 0]
-        features[place, 3 * number + 1] = np.log(score)
-        features[place, 3 * number + 2] = 1 / (1 + column)
+        place, score, distance = np.searchsorted(pairs, own), found.scores[row, column], distances(found)
+        features[place, 4 * number] = score / found.scores[row, 0]
+        features[place[score > 0], 4 * number + 1] = np.log(score[score > 0])
+        features[place, 4 * number + 2] = distance[row, column]
+        features[place, 4 * number + 3] = 1 / (1 + column)
+        total = distance.min(axis=1, initial=0.0)[request]
+        total[place] = distance[row, column]
+        features[:, -4] += total
+        features[place, -3] += 1 / (1 + column)
     by_user = np.bincount(parts.known["user"].to_numpy(), minlength=int(users.max(initial=0)) + 1)
     features[:, -2] = np.log1p(np.bincount(parts.fitted["item"].to_numpy(), minlength=size))[item]
     features[:, -1] = np.log1p(by_user[users])[request]
     return Candidates(request, item, features)
+
+
+def distances(found: Found) -> npt.NDArray[np.float64]:
+    """How many standard deviations each score (R, k) lies above the mean of its request's; 0 where there is no item."""
+    there = found.items != NOTHING
+    count = np.maximum(there.sum(axis=1, keepdims=True), 1)
+    scores = np.where(there, found.scores, 0.0).astype(np.float64)
+    off = np.where(there, scores - scores.sum(axis=1, keepdims=True) / count, 0.0)
+    deviation = np.sqrt((off**2).sum(axis=1, keepdims=True) / count)
+    return off / np.where(deviation > 0, deviation, 1.0)
 
 
 def learn(found: Candidates, wanted: pl.DataFrame, cutoff: int) -> lgb.Booster:
@@ -272,11 +290,10 @@ SPLITS: dict[str, Split] = {
         cutoff=20,
         depth=60,
         routes={
-            "graph_filter": (graph_filter, ({"sharpen": 0.9}, {"sharpen": 0.5})),
-            "graph_filter, blurred": (graph_filter, ({"sharpen": 0.0, "popularity": 0.3},)),
+            "graph_filter": (graph_filter, ({}, {"popularity": 0.2})),
+            "ials": (ials, ({"index": "flat"},)),
             "user_cf": (user_cf, ({"neighbours": 200},)),
             "swing": (swing, ({},)),
-            "item_cf": (item_cf, ({"neighbours": 200},)),
         },
     ),
     "beauty": Split(

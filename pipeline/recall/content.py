@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from pipeline.features.store import FeatureStore
 from pipeline.recall import index as nearest
-from pipeline.recall import index_choice
+from pipeline.recall import index_choice, untaken
 from pipeline.recall.neighbours import latest
-from pipeline.recall.route import NOTHING, Found, Requests, Route, best
+from pipeline.recall.route import Found, Requests, Route
 from pipeline.recall.snapshot import Snapshot
 
 INDEX = "index"
@@ -63,16 +63,7 @@ class Content:
     def recall(self, requests: Requests, k: int) -> Found:
         """The `k` items nearest by cosine to the mean of the user's last 50, the newest counting 1, the one before 1/√2
         …; or, where these have no vector, to his own vector. Those already taken are left out."""
-        mean = means(requests, self.items, self.users)
-        known = np.flatnonzero(mean.any(axis=1))
-        if not len(known) or not len(self.index):
-            return Found(np.zeros((len(requests), 0), np.int32), np.zeros((len(requests), 0), np.float32))
-        taken = np.diff(requests.offsets)
-        ids, scores = self.index.search(mean[known], min(k + int(taken[known].max()), len(self.index)))
-        pairs = requests.row << 32 | requests.items
-        row = np.repeat(known, ids.shape[1]).reshape(ids.shape)
-        new = (ids != NOTHING) & ~np.isin(row << 32 | ids, pairs)
-        return best(row[new], ids[new], scores[new], requests=len(requests), k=k)
+        return untaken.search(self.index, means(requests, self.items, self.users), requests, k)
 
 
 def means(requests: Requests, items: Vectors, users: Vectors) -> Vectors:

@@ -8,88 +8,152 @@ With X the matrix of who took what and D_U and D_I its degrees,
 
 P is the linear filter of GF-CF, with exponents of its own for each degree (LinkProp, Fu et al., WSDM 2022). The second
 term is BSPM's sharpening in one Euler step of length `sharpen`: it takes back what spreads furthest, most of all along
-P's first eigenvector, the popularity D_I^½, which a smaller exponent `popularity` returns. As it only takes back, P² is
-computed where P is not 0 and nowhere else.
+P's first eigenvector, the popularity D_I^½, which a smaller exponent `popularity` returns.
+
+W is never made, nor cut to each item's nearest. P is walked when a user asks, from his items to those who took them and
+on to theirs. Of P², whose eigenvalues fall off as squares, the `rank` leading ones are kept. It only takes back, never
+gives: so it is computed where P is not 0, and of what even without it would be among the best.
 """
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse as sp
 from numba import njit
 from scipy.sparse.linalg import svds
 
-from pipeline.recall.item_matrix import Engagements, load, power, save
-from pipeline.recall.nearest import hold, in_pieces
+from pipeline.features.store import FeatureStore
+from pipeline.lake import mapped, write_json
+from pipeline.recall import neighbours
+from pipeline.recall.item_matrix import Engagements, power
+from pipeline.recall.nearest import hold, unpacked
+from pipeline.recall.neighbours import Table, latest
+from pipeline.recall.route import NOTHING, Found, Requests, Route
 from pipeline.recall.snapshot import Snapshot
 
-__all__ = ["fit", "load"]
+USERS, ITEMS = "users", "items"
+BEFORE, AFTER, SHARPENER, SETTINGS = "before.npy", "after.npy", "sharpener.npy", "settings.json"
+TOLERANCE = 1e-3
+
+Floats = npt.NDArray[np.float32]
 
 
 def fit(
     snapshot: Snapshot,
     folder: Path,
     *,
-    neighbours: int = 500,
     recent: int = 200,
     users: float = 0.7,
     history: float = 0.5,
     popularity: float = 0.1,
     sharpen: float = 0.9,
+    rank: int = 128,
 ) -> None:
-    """Write each item's `neighbours` strongest available ones; all of a user's last `recent` events count alike."""
+    """Write the normalised matrix both ways round and its leading singular vectors; all of a user's last `recent`
+    events count alike."""
     known = Engagements.of(snapshot)
     taken = known.matrix()
-    per_user, per_item = taken.sum(axis=1), taken.sum(axis=0)
-    by_user = sp.csr_array(power(per_user, -users / 2) @ taken @ power(per_item, -0.5))
-    by_user *= np.float32(1 / largest(by_user))
-    by_item = sp.csr_array(by_user.T)
-    weights = in_pieces(
-        _sharpened,
-        known.size,
-        neighbours,
-        *(by_item.data, by_item.indices, by_item.indptr),
-        *(by_user.data, by_user.indices, by_user.indptr),
-        power(per_item, 0.5 - history).diagonal(),
-        power(per_item, 0.5 - popularity).diagonal() * known.available,
-        sharpen,
-    )
-    save(weights, folder, decay=0.0, recent=recent)
+    per_item = taken.sum(axis=0)
+    by_user = sp.csr_array(power(taken.sum(axis=1), -users / 2) @ taken @ power(per_item, -0.5))
+    values, vectors = leading(by_user, max(rank, 1))
+    largest = np.float32(values.max(initial=0.0) or 1.0)
+    by_user /= largest
+    for name, table in ((USERS, by_user), (ITEMS, sp.csr_array(by_user.T))):
+        (folder / name).mkdir()
+        neighbours.save(table, folder / name)
+    np.save(folder / BEFORE, power(per_item, 0.5 - history).diagonal())
+    np.save(folder / AFTER, power(per_item, 0.5 - popularity).diagonal() * known.available)
+    np.save(folder / SHARPENER, vectors[:, :rank] * (values[:rank] / largest) ** 2 * np.float32(sharpen**0.5))
+    write_json(folder / SETTINGS, {"recent": recent})
 
 
-@njit(nogil=True, cache=True)
-def _sharpened(begin, end, data, users, of_item, by_user, items, of_user, before, after, sharpen, keys):  # type: ignore[no-untyped-def]
-    blurred, met = np.zeros(len(of_item) - 1), np.empty(len(of_item), np.int32)
-    reached = np.empty(len(of_user) - 1)
-    for row in range(begin, end):
-        count = 0
-        for at in range(of_item[row], of_item[row + 1]):
-            user = users[at]
-            for place in range(of_user[user], of_user[user + 1]):
-                item = items[place]
-                met[count] = item
-                count += blurred[item] == 0.0
-                blurred[item] += data[at] * by_user[place]
-        reached[:] = 0.0
-        for item in met[:count]:
-            for at in range(of_item[item], of_item[item + 1]):
-                reached[users[at]] += blurred[item] * data[at]
-        for item in met[:count]:
-            again = 0.0
-            for at in range(of_item[item], of_item[item + 1]):
-                again += reached[users[at]] * data[at]
-            if item != row:
-                hold(keys[row], (blurred[item] - sharpen * again) * before[row] * after[item], item)
-        for item in met[:count]:
+def leading(matrix: sp.csr_array, rank: int) -> tuple[Floats, Floats]:
+    """The up to `rank` largest singular values (R,) of a matrix (U, I), in descending order, and the right vectors
+    (I, R)."""
+    if min(matrix.shape) <= rank:
+        _, values, vectors = np.linalg.svd(matrix.toarray(), full_matrices=False)
+    else:
+        start = np.ones(min(matrix.shape), np.float32)
+        _, values, vectors = svds(matrix, k=rank, v0=start, tol=TOLERANCE, return_singular_vectors="vh")
+    order = np.argsort(-values, kind="stable")
+    return values[order].astype(np.float32), vectors[order].T.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class GraphFilter:
+    """Who took what, normalised, from `users` to items and from `items` to users; √P² (I, R) of the items, times the
+    root of `sharpen`; and the powers (I,) of their degrees."""
+
+    users: Table
+    items: Table
+    sharpener: Floats
+    before: Floats
+    after: Floats
+    recent: int
+
+    def recall(self, requests: Requests, k: int) -> Found:
+        """The `k` highest scores above 0 of each request."""
+        row, item, _ = latest(requests, len(self.items), self.recent)
+        keys = np.zeros((len(requests), max(k, 1)), np.int64)
+        if len(row):
+            _walk(
+                *(np.searchsorted(row, np.arange(len(requests) + 1)), item, requests.offsets, requests.items),
+                *(self.items.data, self.items.indices, self.items.indptr),
+                *(self.users.data, self.users.indices, self.users.indptr),
+                *(self.sharpener, self.before, self.after, keys),
+            )
+        keys.sort(axis=1)
+        scores, items = unpacked(keys[:, ::-1][:, :k])
+        return Found(np.where(scores > 0, items, np.int32(NOTHING)), scores)
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def _walk(  # type: ignore[no-untyped-def]
+    begins, history, offsets, taken, to_user, users, of_item, to_item, items, of_user, sharpener, before, after, keys
+):
+    size, rank = sharpener.shape
+    blurred, reached = np.zeros(size), np.zeros(len(of_user) - 1)
+    met, asked = np.empty(size + 1, np.int32), np.empty(len(of_user), np.int32)
+    spread = np.empty(rank, np.float32)
+    for request in range(len(keys)):
+        spread[:] = 0.0
+        count, people = 0, 0
+        for way in range(begins[request], begins[request + 1]):
+            own = history[way]
+            for number in range(rank):
+                spread[number] += before[own] * sharpener[own, number]
+            for at in range(of_item[own], of_item[own + 1]):
+                asked[people] = users[at]
+                people += reached[users[at]] == 0.0
+                reached[users[at]] += before[own] * to_user[at]
+        for number in range(people):
+            user = asked[number]
+            for at in range(of_user[user], of_user[user + 1]):
+                met[count] = items[at]
+                count += blurred[items[at]] == 0.0
+                blurred[items[at]] += reached[user] * to_item[at]
+            reached[user] = 0.0
+        for event in range(offsets[request], offsets[request + 1]):
+            if taken[event] < size:
+                blurred[taken[event]] = 0.0
+        for number in range(count):
+            item = met[number]
+            most = np.float32(blurred[item] * after[item])
+            if most > 0.0 and np.int64(most.view(np.int32)) >= keys[request, 0] >> 32:
+                back = np.float32(0.0)
+                for place in range(rank):
+                    back += spread[place] * sharpener[item, place]
+                hold(keys[request], (blurred[item] - max(back, np.float32(0.0))) * after[item], item)
             blurred[item] = 0.0
 
 
-def largest(matrix: sp.csr_array) -> float:
-    """The largest singular value of (U, I), none of whose entries is negative; 1 where all are 0."""
-    if not matrix.nnz:
-        return 1.0
-    if min(matrix.shape) == 1:
-        return float(np.linalg.norm(matrix.data))
-    return float(svds(matrix, k=1, v0=np.ones(min(matrix.shape), np.float32), return_singular_vectors=False)[0])
+def load(folder: Path, store: FeatureStore) -> Route:  # noqa: ARG001
+    sharpener, before, after = (mapped(folder / name) for name in (SHARPENER, BEFORE, AFTER))
+    recent = json.loads((folder / SETTINGS).read_text())["recent"]
+    users, items = (neighbours.load(folder / name) for name in (USERS, ITEMS))
+    return GraphFilter(users, items, sharpener, before, after, recent)

@@ -18,87 +18,43 @@ import numpy.typing as npt
 import polars as pl
 import scipy.sparse as sp
 import torch
-from numba import njit
 from scipy.linalg import lapack
 
 from pipeline.features.store import FeatureStore
-from pipeline.lake import InputError, mapped, write_json
-from pipeline.recall.nearest import hold, unpacked
-from pipeline.recall.route import NOTHING, Found, Requests, Route
+from pipeline.lake import InputError, write_json
+from pipeline.recall import neighbours
+from pipeline.recall.neighbours import Table, latest
+from pipeline.recall.route import Found, Requests, Route
 from pipeline.recall.snapshot import Snapshot
 
 BLOCK = 500
 LARGEST = 46_000
-PARTS = ("data", "indices", "indptr")
 SETTINGS = "settings.json"
-SPOKE, MET = 1, 2
 
 
 @dataclass(frozen=True)
 class ItemMatrix:
-    """Row i of the (I, I) weights, in compressed rows, holds what item i speaks for; of a history the last `recent`
+    """Row i of the weights (I, I), none of them below 0, holds what item i speaks for; of a history the last `recent`
     events are read."""
 
-    data: npt.NDArray[np.float32]
-    indices: npt.NDArray[np.int32]
-    indptr: npt.NDArray[np.int64]
+    weights: Table
     decay: float
     recent: int
 
     def recall(self, requests: Requests, k: int) -> Found:
-        """The `k` highest scores above 0 of each request."""
-        keys = np.zeros((len(requests), max(k, 1)), np.int64)
-        _sum_and_hold(
-            requests.items, requests.offsets, self.recent, self.decay, self.data, self.indices, self.indptr, keys
-        )
-        keys.sort(axis=1)
-        scores, items = unpacked(keys[:, ::-1][:, : min(k, int((keys > 0).sum(axis=1).max(initial=0)))])
-        return Found(np.where(scores > 0, items, np.int32(NOTHING)), scores)
-
-
-@njit(nogil=True, cache=True)
-def _sum_and_hold(history, offsets, recent, decay, data, indices, indptr, keys):  # type: ignore[no-untyped-def]
-    size = len(indptr) - 1
-    score, met, state = np.zeros(size), np.empty(size, np.int32), np.zeros(size, np.int8)
-    for request in range(len(keys)):
-        begin, end = offsets[request], offsets[request + 1]
-        count = 0
-        for at in range(end - 1, begin - 1, -1):
-            source = history[at]
-            if source >= size or state[source] & SPOKE:
-                continue
-            state[source] |= SPOKE
-            if end - at > recent:
-                continue
-            weight = np.float64(end - at) ** -decay
-            for entry in range(indptr[source], indptr[source + 1]):
-                item = indices[entry]
-                if not state[item] & MET:
-                    state[item] |= MET
-                    met[count] = item
-                    count += 1
-                score[item] += weight * data[entry]
-        for place in range(count):
-            item = met[place]
-            if not state[item] & SPOKE:
-                hold(keys[request], score[item], item)
-            score[item] = 0.0
-            state[item] &= SPOKE
-        for at in range(begin, end):
-            if history[at] < size:
-                state[history[at]] = 0
+        """The `k` highest scores of each request."""
+        row, item, back = latest(requests, len(self.weights), self.recent)
+        return self.weights.follow(requests, row, item, back**-self.decay, k)
 
 
 def load(folder: Path, store: FeatureStore) -> Route:  # noqa: ARG001
-    data, indices, indptr = (mapped(folder / f"{name}.npy") for name in PARTS)
     settings = json.loads((folder / SETTINGS).read_text())
-    return ItemMatrix(data, indices, indptr, settings["decay"], settings["recent"])
+    return ItemMatrix(neighbours.load(folder), settings["decay"], settings["recent"])
 
 
 def save(weights: sp.csr_array, folder: Path, *, decay: float, recent: int) -> None:
     """Write the weights (I, I) and how a history is read, for `load`."""
-    for name, kind in zip(PARTS, (np.float32, np.int32, np.int64), strict=True):
-        np.save(folder / f"{name}.npy", getattr(weights, name).astype(kind))
+    neighbours.save(weights, folder)
     write_json(folder / SETTINGS, {"decay": decay, "recent": recent})
 
 

@@ -72,11 +72,13 @@ class SimilarItems:
         return self.table.follow(requests, row, item, back**-0.5, k)
 
 
-def latest(requests: Requests, size: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """What each request's user took in his last 50 events, of the items below `size`, each once: request, item, and how
-    far its newest event lies back (1 = the newest of all), by request and newest first."""
-    row, item, back = np.empty((3, len(requests) * RECENT), np.int64)
-    count = _latest(requests.offsets, requests.items, size, row, item, back)
+def latest(
+    requests: Requests, size: int, recent: int = RECENT
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """What each request's user took in his last `recent` events, of the items below `size`, each once: request, item,
+    and how far its newest event lies back (1 = the newest of all), by request and newest first."""
+    row, item, back = np.empty((3, min(len(requests) * recent, len(requests.items))), np.int64)
+    count = _latest(requests.offsets, requests.items, size, recent, row, item, back)
     return row[:count], item[:count], back[:count]
 
 
@@ -91,11 +93,11 @@ def load(folder: Path) -> Table:
 
 
 @njit(nogil=True, cache=True)
-def _latest(offsets, items, size, row, item, back):  # type: ignore[no-untyped-def]
+def _latest(offsets, items, size, recent, row, item, back):  # type: ignore[no-untyped-def]
     count = 0
     for request in range(len(offsets) - 1):
         first, end = count, offsets[request + 1]
-        for event in range(end - 1, max(offsets[request], end - RECENT) - 1, -1):
+        for event in range(end - 1, max(offsets[request], end - recent) - 1, -1):
             known = items[event] >= size
             for place in range(first, count):
                 known |= item[place] == items[event]
