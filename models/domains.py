@@ -94,4 +94,5 @@ class StarLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "B into"], count: Int[Tensor, " domains"]) -> Float[Tensor, "B out"]:
         """From rows that lie domain after domain, so many of each."""
-        return grouped_linear(x, self.weight * self.domain_weight, self.bias + self.domain_bias, count)
+        weight, bias = self.weight * self.domain_weight, self.bias + self.domain_bias
+        return grouped_linear(x, weight, bias, count)  # type: ignore[no-any-return]

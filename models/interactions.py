@@ -38,7 +38,7 @@ class _Pairs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         vectors, total = ctx.saved_tensors
-        return (total[:, None] - vectors).mul_(gradient[:, None])
+        return (total[:, None] - vectors).mul_(gradient[:, None])  # type: ignore[no-any-return]
 
 
 class FMPairs(nn.Module):

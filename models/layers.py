@@ -382,7 +382,7 @@ class BankLinear(nn.Module):
 
     def of_groups(self, x: Float[Tensor, "B into"], count: Int[Tensor, " k"]) -> Float[Tensor, "B out"]:
         """From rows that lie group after group, each through its own group's layer."""
-        return grouped_linear(x, self.weight, self.bias, count)
+        return grouped_linear(x, self.weight, self.bias, count)  # type: ignore[no-any-return]
 
 
 class Bank(nn.Module):
@@ -393,6 +393,7 @@ class Bank(nn.Module):
 
     def __init__(self, k: int, *sizes: int, activate_last: bool = False) -> None:
         super().__init__()
+        self.k = k
         self.layers = nn.ModuleList(BankLinear(k, into, out) for into, out in pairwise(sizes))
         self.activated = len(self.layers) if activate_last else len(self.layers) - 1
 
@@ -407,10 +408,10 @@ class Bank(nn.Module):
     def own(self, x: Float[Tensor, "B into"], group: Int[Tensor, " B"]) -> Float[Tensor, "B out"]:
         """Each row through the network of its own group alone: what `pick` would leave of all of them, at the cost of
         one."""
-        order, count = grouping(group, len(self.layers[0].bias))
+        order, count = grouping(group, self.k)
         x = x.index_select(0, order)
         for i, layer in enumerate(self.layers):
-            x = layer.of_groups(x, count)
+            x = layer.of_groups(x, count)  # type: ignore[operator]
             if i < self.activated:
                 x = x.relu()
         return ungrouped(x, order)

@@ -26,4 +26,4 @@ class PerDomain(nn.Module):
         self.nets = Bank(len(schema.domains), self.others.width, *hidden, len(schema.labels))
 
     def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "B T"]:
-        return self.nets.own(self.others(self.inputs(self.cross(batch))), batch["domain"])  # type: ignore[no-any-return]
+        return self.nets.own(self.others(self.inputs(self.cross(batch))), batch["domain"])
