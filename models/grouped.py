@@ -35,11 +35,8 @@ def grouped_linear(rows: Tensor, weight: Tensor, bias: Tensor, count: Tensor) ->
 )
 def _gradients(gradient: Tensor, rows: Tensor, weight: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """From the gradient of the output, those of rows, weight and bias."""
-    of_rows, of_weight, of_bias = (
-        torch.empty_like(rows),
-        torch.empty_like(weight),
-        weight.new_empty(len(weight), weight.shape[2]),
-    )
+    of_rows, of_weight = torch.empty_like(rows), torch.empty_like(weight)
+    of_bias = weight.new_empty(len(weight), weight.shape[2])
     sizes = count.tolist()
     parts = zip(gradient.split(sizes), rows.split(sizes), of_rows.split(sizes), strict=True)
     for group, (above, part, of_part) in enumerate(parts):
