@@ -9,10 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from models.grouped import grouped_linear
 from models.layers import Standardise
 from models.schema import Schema
-
-BLOCK = 64
 
 
 class DomainCross(nn.Module):
@@ -75,24 +74,10 @@ class PartitionedNorm(nn.Module):
         self.domain_shift = nn.Parameter(torch.zeros(domains, width))
 
     def forward(self, z: Float[Tensor, "B D"], domain: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
-        scale = (self.scale * self.domain_scale).index_select(0, domain)
-        shift = (self.shift + self.domain_shift).index_select(0, domain)
-        return torch.addcmul(shift, self.standardise(z, domain), scale)
-
-
-def blocks(domain: Int[Tensor, " B"], domains: int) -> tuple[Int[Tensor, " B"], Int[Tensor, " N"]]:
-    """Room for the rows in N blocks of `BLOCK` places with one domain each: every row's place, every block's domain.
-
-    N depends on the number of rows alone and suffices for any mixture of domains; blocks may be left empty.
-    """
-    domain, order = domain.sort(stable=True)
-    count = domain.new_zeros(domains).index_add(0, domain, torch.ones_like(domain))
-    size = (count + BLOCK - 1) // BLOCK
-    blocks_end, rows_end = size.cumsum(0), count.cumsum(0)
-    within = torch.arange(len(domain), device=domain.device) - (rows_end - count)[domain]
-    place = torch.empty_like(order).index_copy(0, order, (blocks_end - size)[domain] * BLOCK + within)
-    block = torch.arange(len(domain) // BLOCK + domains, device=domain.device)
-    return place, torch.searchsorted(blocks_end, block, right=True).clamp(max=domains - 1)
+        mean, scale = self.standardise.statistics(z, domain)
+        scale = scale * self.scale * self.domain_scale
+        shift = self.shift + self.domain_shift - mean * scale
+        return torch.addcmul(shift.index_select(0, domain), z, scale.index_select(0, domain))
 
 
 class StarLinear(nn.Module):
@@ -107,8 +92,7 @@ class StarLinear(nn.Module):
         self.domain_weight = nn.Parameter(torch.ones(domains, into, out))
         self.domain_bias = nn.Parameter(torch.zeros(domains, out))
 
-    def forward(self, x: Float[Tensor, "N block into"], domain: Int[Tensor, " N"]) -> Float[Tensor, "N block out"]:
-        """Blocks of rows, each of one domain."""
-        weight = self.weight * self.domain_weight
-        bias = self.bias + self.domain_bias
-        return torch.bmm(x, weight.index_select(0, domain)) + bias.index_select(0, domain)[:, None]
+    def forward(self, x: Float[Tensor, "B into"], count: Int[Tensor, " domains"]) -> Float[Tensor, "B out"]:
+        """From rows that lie domain after domain, so many of each."""
+        weight, bias = self.weight * self.domain_weight, self.bias + self.domain_bias
+        return grouped_linear(x, weight, bias, count)  # type: ignore[no-any-return]

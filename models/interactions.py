@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from itertools import pairwise
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -28,10 +28,23 @@ class Interaction(Protocol):
         """(B, N, D) → (B, width)."""
 
 
+class _Pairs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor) -> Tensor:
+        total = vectors.sum(dim=1)
+        ctx.save_for_backward(vectors, total)
+        return (total.square() - vectors.square().sum(dim=1)) / 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        vectors, total = ctx.saved_tensors
+        return (total[:, None] - vectors).mul_(gradient[:, None])  # type: ignore[no-any-return]
+
+
 class FMPairs(nn.Module):
     """Σ_{i<j} v_i ⊙ v_j = ½((Σv)² − Σv²) in O(N·D) (Rendle, Factorization Machines, ICDM 2010, Lemma 3.1).
 
-    The sum of these D numbers is Σ_{i<j} ⟨v_i, v_j⟩.
+    The sum of these D numbers is Σ_{i<j} ⟨v_i, v_j⟩. The gradient for v_i is Σv − v_i, one pass over the vectors.
     """
 
     def __init__(self, width: int) -> None:
@@ -39,7 +52,7 @@ class FMPairs(nn.Module):
         self.width = width
 
     def forward(self, vectors: Float[Tensor, "B N D"]) -> Float[Tensor, "B D"]:
-        return (vectors.sum(dim=1).square() - vectors.square().sum(dim=1)) / 2
+        return _Pairs.apply(vectors)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class InnerProducts(nn.Module):

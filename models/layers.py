@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from models import processes, sharding
 from models.encodings import Encodings
+from models.grouped import grouped_linear, grouping, ungrouped
 from models.schema import Role, Schema
 from models.sequences import Factory, HardSearch, LongAndShort, Pooling, of_each, segment_sum
 
@@ -102,9 +103,15 @@ class Standardise(nn.Module):
         if len(self.mean) == 1:
             measured, running = self.training and len(z) > 1, (self.mean[0], self.variance[0])
             return functional.batch_norm(z, *running, None, None, measured, self.momentum, self.epsilon)
+        mean, scale = self.statistics(z, group)
+        return (z - mean.index_select(0, group)) * scale.index_select(0, group)
+
+    def statistics(
+        self, z: Float[Tensor, "B D"], group: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "groups D"], Float[Tensor, "groups D"]]:
+        """Of each group E and 1 / √(Var + ε)."""
         mean, variance = self._measure(z, group) if self.training else (self.mean, self.variance)
-        deviation = torch.rsqrt(variance + self.epsilon)
-        return (z - mean.index_select(0, group)) * deviation.index_select(0, group)
+        return mean, torch.rsqrt(variance + self.epsilon)
 
     def _measure(
         self, z: Float[Tensor, "B D"], group: Int[Tensor, " B"]
@@ -275,6 +282,19 @@ def field_columns(schema: Schema, width: int, *names: str) -> list[int]:
     return [i * width + k for i, field in enumerate(schema.fields) if field.name in names for k in range(width)]
 
 
+class OtherColumns(nn.Module):
+    """All of `width` columns but some that stand next to each other, if any do: two slices, which cost less to join,
+    there and back, than so many columns to pick."""
+
+    def __init__(self, without: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.begin, self.end = (without[0], without[-1] + 1) if without else (0, 0)
+        self.width = width - len(without)
+
+    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B width"]:
+        return torch.cat([x[:, : self.begin], x[:, self.end :]], dim=1)
+
+
 def vector_roles(schema: Schema) -> tuple[Role, ...]:
     """Whose each of the `FieldVectors` is: a field's, a history's, which is its user's, an encoding's, or a role's
     numbers'."""
@@ -311,9 +331,9 @@ class FieldVectors(nn.Module):
         return len(self.roles)
 
     def forward(self, x: Float[Tensor, "B inputs"]) -> Float[Tensor, "B N D"]:
-        numbers = x[:, self.embedded :]
+        embedded, numbers = x.split([self.embedded, x.shape[1] - self.embedded], dim=1)
         mapped = [layer(numbers[:, columns]) for layer, columns in zip(self.maps, self.columns, strict=True)]
-        return torch.cat([x[:, : self.embedded], *mapped], dim=1).view(len(x), len(self), self.width)
+        return torch.cat([embedded, *mapped], dim=1).view(len(x), len(self), self.width)
 
 
 class Tables(nn.Module):
@@ -360,6 +380,10 @@ class BankLinear(nn.Module):
             return product.view(len(x), k, out) + self.bias
         return torch.bmm(x.transpose(0, 1), self.weight).transpose(0, 1) + self.bias
 
+    def of_groups(self, x: Float[Tensor, "B into"], count: Int[Tensor, " k"]) -> Float[Tensor, "B out"]:
+        """From rows that lie group after group, each through its own group's layer."""
+        return grouped_linear(x, self.weight, self.bias, count)  # type: ignore[no-any-return]
+
 
 class Bank(nn.Module):
     """k small networks of the same shape, such as experts, task towers or domain towers, in stacked weights.
@@ -369,6 +393,7 @@ class Bank(nn.Module):
 
     def __init__(self, k: int, *sizes: int, activate_last: bool = False) -> None:
         super().__init__()
+        self.k = k
         self.layers = nn.ModuleList(BankLinear(k, into, out) for into, out in pairwise(sizes))
         self.activated = len(self.layers) if activate_last else len(self.layers) - 1
 
@@ -379,6 +404,17 @@ class Bank(nn.Module):
             if i < self.activated:
                 x = x.relu()
         return x
+
+    def own(self, x: Float[Tensor, "B into"], group: Int[Tensor, " B"]) -> Float[Tensor, "B out"]:
+        """Each row through the network of its own group alone: what `pick` would leave of all of them, at the cost of
+        one."""
+        order, count = grouping(group, self.k)
+        x = x.index_select(0, order)
+        for i, layer in enumerate(self.layers):
+            x = layer.of_groups(x, count)  # type: ignore[operator]
+            if i < self.activated:
+                x = x.relu()
+        return ungrouped(x, order)
 
 
 def mix(gates: Float[Tensor, "B G K"], experts: Float[Tensor, "B K D"]) -> Float[Tensor, "B G D"]:

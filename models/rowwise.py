@@ -178,11 +178,11 @@ class LazyAdamW(RowWise):
     def _drift(self, state: dict[str, Tensor], rows: Tensor, last: Tensor, step: int) -> Tensor:
         first, second = self.betas
         moments = state["moments"].index_select(0, rows)
-        correction = (1 - second ** last.clamp(min=1).double()).sqrt().to(moments.dtype)
+        correction = (-torch.expm1(last.clamp(min=1).double() * math.log(second))).sqrt().to(moments.dtype)
         moved = state["moved"].index_select(0, last).to(moments.dtype)
         direction = moments[:, 0] / (moments[:, 1].sqrt() + self.epsilon * correction[:, None])
-        gap = (step - last).to(moments.dtype)
-        moments *= torch.stack([first**gap, second**gap], dim=1)[..., None]
+        gap = (step - last).to(moments.dtype)[:, None, None]
+        moments *= (gap * moments.new_tensor([[math.log(first)], [math.log(second)]])).exp()
         state["moments"].index_copy_(0, rows, moments)
         return direction * moved[:, None]
 

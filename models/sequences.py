@@ -200,7 +200,7 @@ class _BendAtZero(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         x, slope = ctx.saved_tensors
         of_slope = torch.dot(gradient.flatten(), x.clamp(max=0).flatten())
-        return torch.where(x > 0, gradient, slope * gradient), of_slope.view(1)
+        return torch.ops.aten.threshold_backward(gradient, x, 0).lerp_(gradient, slope), of_slope.view(1)
 
 
 class PReLU(nn.Module):

@@ -90,6 +90,11 @@ def test_fm_pairs_against_a_loop_over_pairs() -> None:
     torch.testing.assert_close(FMPairs(3)(vectors).sum(dim=1, keepdim=True), loop)
 
 
+def test_the_gradient_of_fm_pairs_is_that_of_its_differences() -> None:
+    vectors = torch.randn(2, 4, 3, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(FMPairs(3), vectors)
+
+
 def test_inner_products_on_paper() -> None:
     """(1, 2)·(3, 4) = 11, (1, 2)·(5, 6) = 17, (3, 4)·(5, 6) = 39."""
     assert torch.equal(InnerProducts(3)(PAPER), torch.tensor([[11.0, 17.0, 39.0]]))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models import RANKERS, Schema
-from models.domains import BLOCK, PartitionedNorm, blocks
+from models.domains import PartitionedNorm
 from models.layers import mlp
 from models.objective import objective
 from models.schema import Field, Number, Sequence
@@ -313,18 +313,18 @@ def test_mmoe_with_one_expert_is_a_plain_network_for_each_label() -> None:
 def test_star_without_corrections_is_the_shared_network() -> None:
     """W_p = 1 and b_p = 0 at the start; a running mean of 0 and variance of 1 make the normalisation the identity."""
     model, batch = build("star").eval(), pack(examples(100))
-    plain = mlp(len(model.columns), 128, 64, 2)
+    plain = mlp(model.others.width, 128, 64, 2)
     for linear, layer in zip(plain[::2], model.layers, strict=True):
         linear.weight.data, linear.bias.data = layer.weight.data.T, layer.bias.data
     x = model.inputs(batch)
     auxiliary = model.auxiliary(torch.cat([model.domain(batch["domain"]), x], dim=1))
-    torch.testing.assert_close(model(batch), plain(x[:, model.columns]) + auxiliary, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model(batch), plain(model.others(x)) + auxiliary, atol=1e-4, rtol=1e-4)
 
 
 def test_star_gives_each_domain_its_own_weights() -> None:
     """Against a network written out row by row."""
     model, batch = lively(build("star")), pack(examples(100))
-    x, domain = torch.randn(100, len(model.columns)), batch["domain"]
+    x, domain = torch.randn(100, model.others.width), batch["domain"]
     rows = []
     for row, p in zip(x, domain.tolist(), strict=True):
         for i, layer in enumerate(model.layers):
@@ -364,15 +364,6 @@ def test_partitioned_norm_in_training_against_a_loop_over_domains() -> None:
         running = (0.9 * 0.5 + 0.1 * mine.mean(0), 0.9 * 2 + 0.1 * mine.var(0)) if p < 2 else (0.5, 2.0)
         torch.testing.assert_close(norm.standardise.mean[p], torch.as_tensor(running[0]).expand(3))
         torch.testing.assert_close(norm.standardise.variance[p], torch.as_tensor(running[1]).expand(3))
-
-
-@pytest.mark.parametrize("counts", [(0, 0, 0), (1, 0, 1), (BLOCK, BLOCK + 1, 2), (3 * BLOCK + 5, 0, BLOCK - 1)])
-def test_blocks_hold_one_domain_each(counts: tuple[int, ...]) -> None:
-    domain = torch.arange(3).repeat_interleave(torch.tensor(counts))
-    domain = domain[torch.randperm(len(domain), generator=torch.Generator().manual_seed(0))]
-    place, block_domain = blocks(domain, 3)
-    assert len(place.unique()) == len(domain)
-    assert torch.equal(block_domain[place // BLOCK], domain)
 
 
 def test_pepnet_with_gates_of_one_is_a_plain_network_for_each_label() -> None:

@@ -78,6 +78,18 @@ def test_copies_of_the_own_item_are_no_negatives() -> None:
     torch.testing.assert_close(alone, copied)
 
 
+@pytest.mark.parametrize("rows", [1, 7, 300])
+def test_listwise_is_the_cross_entropy_of_every_copy_but_those_of_the_own_item(rows: int) -> None:
+    """Nine items, so that most are sampled many times, in value and in the gradients of users and items."""
+    users, items = vectors(rows, 1), vectors(9, 2)
+    drawn = torch.randint(9, (rows + 20,), generator=torch.Generator().manual_seed(3))
+    log_q = torch.linspace(-2, 1, 9)[drawn]
+    logits = users @ items[drawn].T / 0.1 - log_q
+    copies = (drawn[:rows, None] == drawn) & ~torch.eye(rows, len(drawn), dtype=torch.bool)
+    straight = cross_entropy(logits.masked_fill(copies, -torch.inf), torch.arange(rows))
+    agree(losses.listwise(users, items[drawn], drawn, log_q, temperature=0.1), straight, (users, items), 1e-4)
+
+
 @pytest.mark.parametrize("rows", [1, 7, 1_100])
 def test_the_chunked_full_softmax_is_the_cross_entropy(rows: int) -> None:
     users, items = vectors(rows, 1), vectors(9, 2)

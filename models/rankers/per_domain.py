@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.domains import DomainCross
-from models.layers import Bank, Inputs, field_columns, pick
+from models.layers import Bank, Inputs, OtherColumns, field_columns
 from models.schema import Schema
 
 
@@ -22,10 +22,8 @@ class PerDomain(nn.Module):
         super().__init__()
         self.cross = DomainCross(schema)
         self.inputs = Inputs(self.cross.schema, width, dropout=dropout, by_domain=True)
-        constant = field_columns(self.cross.schema, width, "domain")
-        self.columns = [i for i in range(self.inputs.width) if i not in constant]
-        self.nets = Bank(len(schema.domains), len(self.columns), *hidden, len(schema.labels))
+        self.others = OtherColumns(field_columns(self.cross.schema, width, "domain"), self.inputs.width)
+        self.nets = Bank(len(schema.domains), self.others.width, *hidden, len(schema.labels))
 
     def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "B T"]:
-        x = self.inputs(self.cross(batch))[:, self.columns]
-        return pick(self.nets(x), batch["domain"])
+        return self.nets.own(self.others(self.inputs(self.cross(batch))), batch["domain"])

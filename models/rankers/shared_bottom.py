@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from models.layers import Bank, Inputs, mlp, pick
+from models.layers import Bank, Inputs, mlp
 from models.schema import Schema
 
 
@@ -35,5 +36,9 @@ class SharedBottom(nn.Module):
         self.towers = Bank(math.prod(self.shape), hidden[-1], *tower, 1)
 
     def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "B T"]:
-        towers = self.towers(self.bottom(self.inputs(batch))).view(-1, *self.shape)
-        return pick(towers, batch["domain"]) if self.shape[0] > 1 else towers[:, 0]
+        bottom = self.bottom(self.inputs(batch))
+        domains, labels = self.shape
+        if domains == 1:
+            return self.towers(bottom).flatten(1)  # type: ignore[no-any-return]
+        tower = batch["domain"][:, None] * labels + torch.arange(labels, device=bottom.device)
+        return self.towers.own(bottom.repeat_interleave(labels, dim=0), tower.flatten()).view(-1, labels)

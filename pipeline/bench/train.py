@@ -7,6 +7,7 @@ import json
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -30,6 +31,7 @@ from pipeline.recall.losses import listwise
 from pipeline.recall.sampling import Sampler
 
 PEERS = Path(__file__).parent / "peers"
+RIVALS = {"a": ("rechub", "librecommender"), "b": ("fuxi",), "c": ("rechub",), "e": ("librecommender",)}
 TEMPERATURE = 0.05
 
 
@@ -56,11 +58,13 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds on the clock and of the processor, and the click AUC of the test."""
+    """Seconds on the clock and of the processor, the click AUC of the test, and the share of the former in which the
+    model waited for its batches."""
 
     wall: float
     processor: float
     auc: float
+    waiting: float = 0.0
 
 
 def bench(
@@ -72,7 +76,8 @@ def bench(
     peers: str = "",
 ) -> dict[str, float]:
     """One epoch of each of the tasks, batch by batch; for each the median of so many runs, between which those of the
-    peers lie. `peers` is a folder of virtual environments named as the scripts in `pipeline/bench/peers`.
+    peers lie. `peers` is a folder of virtual environments named as the scripts in `pipeline/bench/peers`; of those that
+    are there, the fastest on each task is what `times_fastest_peer` is about.
 
     On a machine that others use too, the ratios of processor seconds say more than those of the clock's.
     """
@@ -82,18 +87,22 @@ def bench(
         workload.write(folder, rows=rows, seed=seed)
         count = {name: len(workload.read_rows(_store(folder, task), _file(task))) for name, task in TASKS.items()}
         for name in tasks.split(","):
-            rivals = {path.stem: path for path in sorted(PEERS.glob("*.py")) if peers and name in "abc"}
-            found: dict[str, list[Measured]] = {}
+            pythons = {rival: Path(peers) / rival / "bin" / "python" for rival in RIVALS.get(name, ()) if peers}
+            pythons = {rival: python for rival, python in pythons.items() if python.exists()}
+            own: list[Measured] = []
+            theirs: dict[str, list[Measured]] = {rival: [] for rival in pythons}
             for _ in range(runs):
-                found.setdefault("", []).append(measure(TASKS[name], folder, batch_size, seed))
-                for rival, script in rivals.items():
-                    if (python := Path(peers) / rival / "bin/python").exists():
-                        found.setdefault(rival, []).append(_peer(python, script, name, folder, batch_size))
-            for rival, measured in found.items():
-                title = f"{name}_{TASKS[name].ranker}" + (f"_{rival}" if rival else "")
-                figures[f"{title}_rows_per_second"] = count[name] / median(one.wall for one in measured)
-                figures[f"{title}_rows_per_processor_second"] = count[name] / median(one.processor for one in measured)
-                figures[f"{title}_auc"] = median(one.auc for one in measured)
+                own.append(measure(TASKS[name], folder, batch_size, seed))
+                for rival, python in pythons.items():
+                    theirs[rival].append(_peer(python, PEERS / f"{rival}.py", name, folder, batch_size))
+            title = f"{name}_{TASKS[name].ranker}"
+            figures |= _told(title, own, count[name])
+            figures[f"{title}_waiting_share"] = median(one.waiting for one in own)
+            for rival, measured in theirs.items():
+                figures |= _told(f"{title}_{rival}", measured, count[name])
+            if theirs:
+                fastest = min(median(one.wall for one in measured) for measured in theirs.values())
+                figures[f"{title}_times_fastest_peer"] = fastest / median(one.wall for one in own)
     return figures
 
 
@@ -118,9 +127,19 @@ def measure(task: Task, folder: Path, batch_size: int, seed: int) -> Measured:
             return listwise(*vectors, batch["item"], batch["log_q"], temperature=TEMPERATURE)
         return objective(model, batch, masked_bce)
 
+    waited = 0.0
+
+    def batches(epoch: int) -> Iterator[Batch]:
+        nonlocal waited
+        asked = time.perf_counter()
+        for batch in shuffled(encoder, rows, size=batch_size, seed=seed, beside=beside)(epoch):
+            waited += time.perf_counter() - asked
+            yield batch
+            asked = time.perf_counter()
+
     fit(
         model,
-        shuffled(encoder, rows, size=batch_size, seed=seed, beside=beside),
+        batches,
         loss,
         lambda model: {"none": 0.0},
         steps=-(-len(rows) // batch_size),
@@ -137,7 +156,15 @@ def measure(task: Task, folder: Path, batch_size: int, seed: int) -> Measured:
             scores = torch.cat([model(batch) for batch in in_order(encoder, test, size=batch_size)]).numpy()
     else:
         scores = probabilities(model, encoder, test)[:, 0]
-    return Measured(wall, processor, auc(test.labels[:, 0], scores))
+    return Measured(wall, processor, auc(test.labels[:, 0], scores), waited / wall)
+
+
+def _told(title: str, measured: list[Measured], rows: int) -> dict[str, float]:
+    return {
+        f"{title}_rows_per_second": rows / median(one.wall for one in measured),
+        f"{title}_rows_per_processor_second": rows / median(one.processor for one in measured),
+        f"{title}_auc": median(one.auc for one in measured),
+    }
 
 
 def _peer(python: Path, script: Path, task: str, folder: Path, batch_size: int) -> Measured:

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, softplus
+from torch.nn.functional import softplus
 
 from pipeline.lake import InputError
 
@@ -27,22 +27,20 @@ Name = Literal["listwise", "pointwise", "bpr", "hinge", "full"]
 
 NEGATIVES = {"listwise": 1024, "pointwise": 3, "bpr": 3, "hinge": 3}
 MARGIN = 1.0
-ROWS = 512
+ROWS = 128
 
 
 def listwise(user: Tensor, item: Tensor, item_id: Tensor, log_q: Tensor, *, temperature: float) -> Tensor:
     """Sampled softmax: the cross-entropy of each row's own item among the S sampled ones, with the logit less log q
     (Bengio & Senécal 2008; Yi et al., RecSys 2019).
 
-    When every item is sampled once this is the full softmax.
+    When every item is sampled once this is the full softmax. What was sampled n times has one vector and one logit,
+    plus log n, but for the row's own item: copies of it are no negatives.
     """
-    with torch.autocast(user.device.type, enabled=False):
-        logits = torch.addmm(-log_q, user.float() / temperature, item.float().T)
-    rows = torch.arange(len(user), device=user.device)
-    number = item_id.int()
-    copies = number[: len(user), None] == number
-    copies[rows, rows] = False
-    return cross_entropy(logits.masked_fill_(copies, -torch.inf), rows)
+    distinct, place, times = item_id.unique(return_inverse=True, return_counts=True)
+    order = torch.arange(len(item_id), device=item_id.device)
+    first = torch.empty_like(distinct).scatter_reduce_(0, place, order, "amin", include_self=False)
+    return _softmax(user, item[first], place[: len(user)], times.log(), log_q[first], temperature)
 
 
 def pointwise(user: Tensor, item: Tensor, item_id: Tensor, log_q: Tensor, *, temperature: float) -> Tensor:
@@ -78,37 +76,45 @@ LOSSES: dict[str, Callable[..., Tensor]] = {"listwise": listwise, "pointwise": p
 
 
 def full_softmax(user: Tensor, item: Tensor, own: Tensor, *, temperature: float) -> Tensor:
-    """The cross-entropy of each row's own item, whose row of `item` (I, D) `own` (B,) tells, among all I of them.
+    """The cross-entropy of each row's own item, whose row of `item` (I, D) `own` (B,) tells, among all I of them."""
+    nothing = item.new_zeros(len(item))
+    return _softmax(user, item, own, nothing, nothing, temperature)
 
-    The gradient is made along with the value, a few hundred rows at a time: no (B, I) matrix is ever held, and the
-    exponentials are computed once.
+
+def _softmax(user: Tensor, item: Tensor, own: Tensor, log_times: Tensor, log_q: Tensor, temperature: float) -> Tensor:
+    """The cross-entropy of the own items, each once, among all I, each as often as `log_times` (I,) says, with the
+    logit less `log_q` (I,).
+
+    The gradient is made along with the value, a few rows at a time: no (B, I) matrix is ever held, the few rows stay in
+    the processor's cache, and the exponentials are computed once.
     """
     with torch.autocast(user.device.type, enabled=False):
-        return _FullSoftmax.apply(user.float() / temperature, item.float(), own)  # type: ignore[no-any-return,no-untyped-call]
+        return _Softmax.apply(user.float() / temperature, item.float(), own, log_times, log_q)  # type: ignore[no-any-return,no-untyped-call]
 
 
-class _FullSoftmax(torch.autograd.Function):
+class _Softmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, user: Tensor, item: Tensor, own: Tensor) -> Tensor:
+    def forward(ctx: Any, user: Tensor, item: Tensor, own: Tensor, log_times: Tensor, log_q: Tensor) -> Tensor:
         of_user, of_item, total = torch.empty_like(user), torch.zeros_like(item), user.new_zeros(())
-        for first in range(0, len(user), ROWS):
-            part, target = user[first : first + ROWS], own[first : first + ROWS, None]
-            logits = part @ item.T
+        offset = log_times - log_q
+        for part, target, gradient in zip(user.split(ROWS), own.split(ROWS), of_user.split(ROWS), strict=True):
+            logits = torch.addmm(offset, part, item.T)
+            logits.scatter_add_(1, target[:, None], -log_times[target, None])
+            chosen = logits.gather(1, target[:, None])
             highest = logits.amax(dim=1, keepdim=True)
-            chosen = logits.gather(1, target)
             mass = logits.sub_(highest).exp_().sum(dim=1, keepdim=True)
             total += (mass.log() + (highest - chosen)).sum()
-            gradient = logits.div_(mass * len(user))
-            gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1 / len(user)))
-            of_user[first : first + ROWS] = gradient @ item
-            of_item.addmm_(gradient.T, part)
-        ctx.save_for_backward(of_user, of_item)
-        return total / max(len(user), 1)
+            torch.mm(logits, item, out=gradient)
+            gradient.div_(mass).sub_(item[target])
+            of_item.addmm_(logits.T, part / mass)
+        rows = max(len(user), 1)
+        ctx.save_for_backward(of_user.div_(rows), of_item.index_add_(0, own, user, alpha=-1).div_(rows))
+        return total / rows
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         of_user, of_item = ctx.saved_tensors
-        return gradient * of_user, gradient * of_item, None
+        return gradient * of_user, gradient * of_item, None, None, None
 
 
 def drawn(loss: Name, rows: int, negatives: int | None, catalogue: int) -> tuple[int, tuple[int, int]]:
