@@ -37,7 +37,7 @@ from pipeline.ranking import coarse, explore, fine
 from pipeline.ranking.batches import Encoder
 from pipeline.recall import candidates, exposure
 from pipeline.recall.snapshot import Snapshot, take
-from pipeline.serving.live import Tally
+from pipeline.serving.tallies import Tally
 
 FORMAT = 1
 FOLDER = "bundles"
