@@ -22,7 +22,8 @@ from pipeline.recall.merge import snake_merge
 from pipeline.recall.route import Requests, only
 from pipeline.recall.snapshot import take
 from pipeline.serving import bundle
-from pipeline.serving.engine import Answer, Engine, Happened, Question, Stage
+from pipeline.serving.engine import Answer, Engine, Happened, Question
+from pipeline.serving.stages import Stage
 
 SECOND = 1_000_000
 

@@ -10,6 +10,7 @@ table, into a strip with room for more, so that a history is one run of rows as 
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,12 +22,11 @@ import numpy.typing as npt
 from numba import njit
 
 from pipeline.features import match, statistics
+from pipeline.features.match import NO_GAP, SECOND, SECONDS
 from pipeline.features.store import Columns, Events, FeatureStore, Rows, read_columns
 from pipeline.features.timeline import Integers
 from pipeline.serving import tallies
 from pipeline.serving.tallies import Since, Tally
-
-SECOND = 1_000_000
 
 
 class Strips:
@@ -222,13 +222,11 @@ class LiveStore(FeatureStore):
         ends: Integers,
         lengths: npt.NDArray[np.int32],
     ) -> Iterator[npt.NDArray[np.float32]]:
-        table = self.behaviours[name]
-        attributes = self.recipe.attributes
-        counts, gaps = (np.full((len(attributes), len(item)), start, np.int32) for start in (0, -1))
-        for attribute, own, gap in zip(attributes, counts, gaps, strict=True):
-            _match(item, time, ends, lengths, table["item"], table["time"], self._item_keys[attribute], own, gap)
-        for pair in zip(*match.encode(counts, gaps), strict=True):
-            yield from pair
+        table, keys = self.behaviours[name], tuple(self._item_keys[one] for one in self.recipe.attributes)
+        if keys:
+            found = np.empty((len(item), 2 * len(keys)), np.float32)
+            _match(item, time, ends, lengths, table["item"], table["time"], keys, found)
+            yield found
         if self.recipe.match_content:
             content = self.items["content"]
             yield match.similarity_to_sum(self._summed(table["item"], content, ends, lengths), content[item])
@@ -254,13 +252,17 @@ def runs(first: npt.NDArray[np.integer], second: npt.NDArray[np.integer]) -> tup
 
 
 @njit(nogil=True, cache=True)
-def _match(item, times, ends, lengths, events, moments, keys, counts, gaps):  # type: ignore[no-untyped-def]
-    for row in range(len(item)):
-        value = keys[item[row]]
-        if value <= 0:
-            continue
-        for event in range(ends[row] - 1, ends[row] - lengths[row] - 1, -1):
-            if keys[events[event]] == value:
-                if counts[row] == 0:
-                    gaps[row] = (times[row] - moments[event]) // SECOND
-                counts[row] += 1
+def _match(item, times, ends, lengths, events, moments, keys, found):  # type: ignore[no-untyped-def]
+    """`match.encode` of how many of a row's events have the item's key, and of the seconds since the newest of them."""
+    for attribute in range(len(keys)):
+        own = keys[attribute]
+        for row in range(len(item)):
+            value, count, gap = own[item[row]], 0, -1
+            if value > 0:
+                for event in range(ends[row] - 1, ends[row] - lengths[row] - 1, -1):
+                    if own[events[event]] == value:
+                        if count == 0:
+                            gap = (times[row] - moments[event]) // SECOND
+                        count += 1
+            found[row, 2 * attribute] = math.log1p(count)
+            found[row, 2 * attribute + 1] = NO_GAP if gap < 0 else math.log1p(gap / SECONDS)
