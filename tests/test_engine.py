@@ -131,6 +131,21 @@ def test_answers_do_not_depend_on_the_company(engine):
         assert ours == pytest.approx(theirs, rel=1e-4)
 
 
+def test_ranking_in_parts_changes_no_answer(engine, bundles, monkeypatch):
+    """Parts end in the middle of a request's candidates."""
+    monkeypatch.setattr("pipeline.serving.engine.AT_ONCE", 7)
+    several = Engine(bundles / engine.name, replace(engine.settings, threads=3))
+    users = engine.users(4)
+    asked = [question(engine, user, f"r{row}", later=row) for row, user in enumerate([*users, "nobody"])]
+    in_parts = several.answer(asked)
+    monkeypatch.undo()
+    for ours, theirs in zip(in_parts, engine.answer(asked), strict=True):
+        assert ours.body["degraded"] == []
+        np.testing.assert_allclose(ours.trace.scores, theirs.trace.scores, rtol=1e-5)
+        assert items(ours) == items(theirs)
+    several.close()
+
+
 def test_one_who_is_unknown_is_told_what_is_hot(engine):
     answer = ask(engine, "nobody")
     assert not answer.body["known_user"]
