@@ -245,15 +245,13 @@ class Comparison(nn.Module):
         return self.weigh(self.activation(functional.linear(compared, weight, self.compare.bias)))  # type: ignore[no-any-return]
 
     def of_all(self, query: Float[Tensor, "B D"], events: Float[Tensor, "L D"]) -> Float[Tensor, "B L"]:
-        """The weight of every event for every candidate: what one of them says alone is computed once, and q⊙k is one
-        product of the candidates and the events' own weights for them."""
+        """The weight of every event for every candidate: an event has a first layer of its own, which reads q alone."""
         of_query, of_event, of_difference, of_product = self.compare.weight.chunk(4, dim=1)
         hidden, width = of_query.shape
-        alone = functional.linear(events, of_event - of_difference, self.compare.bias)
-        product = query @ (events[:, None] * of_product).view(-1, width).T
-        compared = product.view(len(query), len(events), hidden) + alone
-        compared = compared + functional.linear(query, of_query + of_difference)[:, None]
-        return self.weigh(self.activation(compared.view(-1, hidden))).view(len(query), len(events))  # type: ignore[no-any-return]
+        weight = (events[:, None] * of_product + (of_query + of_difference)).view(-1, width)
+        bias = functional.linear(events, of_event - of_difference, self.compare.bias).view(-1)
+        compared = functional.linear(query, weight, bias).view(-1, hidden)
+        return self.weigh(self.activation(compared)).view(len(query), len(events))  # type: ignore[no-any-return]
 
 
 class ActivationUnit(nn.Module):

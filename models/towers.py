@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from models.layers import Bank, FieldEmbedding, Histories, Numbers, mlp, pick
+from models.layers import Bank, FieldEmbedding, Histories, Numbers, as_index, mlp, pick
 from models.schema import Role, Schema
 
 
@@ -21,11 +21,12 @@ class UserTower(nn.Module):
     ) -> None:
         super().__init__()
         domains = len(schema.domains)
-        self.columns = schema.positions("user")
+        columns = schema.positions("user")
+        self.columns = as_index(columns)
         self.domain = nn.Embedding(domains, width)
         self.histories = Histories(schema, width)
         self.numbers = Numbers(schema, schema.number_positions(*numbers))
-        into = width * (len(self.columns) + 1) + self.histories.width + len(self.numbers.columns)
+        into = width * (len(columns) + 1) + self.histories.width + len(self.numbers.columns)
         self.net = nn.Sequential(mlp(into, *hidden), nn.ReLU())
         self.heads = Bank(domains, hidden[-1], out)
 
@@ -50,10 +51,11 @@ class ItemTower(nn.Module):
         numbers: tuple[Role, ...] = (),
     ) -> None:
         super().__init__()
-        self.columns = schema.positions("item")
+        columns = schema.positions("item")
+        self.columns = as_index(columns)
         self.numbers = Numbers(schema, schema.number_positions(*numbers))
         self.content = content
-        self.net = mlp(width * len(self.columns) + len(self.numbers.columns) + content, *hidden, out)
+        self.net = mlp(width * len(columns) + len(self.numbers.columns) + content, *hidden, out)
 
     def forward(self, batch: dict[str, Tensor], embed: FieldEmbedding) -> Float[Tensor, "B out"]:
         (item,) = embed(batch["fields"][:, self.columns])

@@ -464,7 +464,8 @@ class Serve:
     """How `recfunnel serve` answers.
 
     `clock`: what is now, by the "wall" or as if the "log" had ended when the service began.
-    `threads`: how many routes are asked at once; more pay where there are cores to spare, and long searches.
+    `threads`: how many routes are asked, and parts of the candidates ranked, at once; more pay where there are cores to
+    spare.
     `deadlines`: after how many milliseconds a stage that is not ready is left out.
     `together`: how many waiting requests are answered at once; `queue`: how many may wait.
     `diversity`: how the list is re-ranked by content, and `diversity_weight`, how much that counts against the score.

@@ -72,6 +72,13 @@ def test_a_history_is_packed_old_to_new_and_holds_only_what_came_before(store, r
     assert batch["clicked.gap"].tolist() == [1, 1, 3, 1]
 
 
+def test_gaps_are_counted_in_powers_of_two_minutes(store):
+    passed = np.array([-5, 0, MINUTE - 1, MINUTE, 3 * MINUTE - 1, 3 * MINUTE, 1 << 50])
+    one = np.ones(len(passed), np.int32)
+    gap = Encoder(store)._histories["clicked"].pack(one.astype(np.int64), one, passed)[1]
+    assert gap.tolist() == [0, 0, 0, 1, 1, 2, 15]
+
+
 def test_a_batch_of_some_rows_equals_these_rows_of_the_whole(store, rows):
     encoder = Encoder(store)
     part = encoder(rows, torch.tensor([2]))

@@ -22,7 +22,8 @@ from pipeline.recall.merge import snake_merge
 from pipeline.recall.route import Requests, only
 from pipeline.recall.snapshot import take
 from pipeline.serving import bundle
-from pipeline.serving.engine import Answer, Engine, Happened, Question, Stage
+from pipeline.serving.engine import Answer, Engine, Happened, Question
+from pipeline.serving.stages import Stage
 
 SECOND = 1_000_000
 
@@ -128,6 +129,21 @@ def test_answers_do_not_depend_on_the_company(engine):
         assert items(answer) == items(alone)
         ours, theirs = ([one["score"] for one in each.body["items"]] for each in (answer, alone))
         assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_ranking_in_parts_changes_no_answer(engine, bundles, monkeypatch):
+    """Parts end in the middle of a request's candidates."""
+    monkeypatch.setattr("pipeline.serving.engine.AT_ONCE", 7)
+    several = Engine(bundles / engine.name, replace(engine.settings, threads=3))
+    users = engine.users(4)
+    asked = [question(engine, user, f"r{row}", later=row) for row, user in enumerate([*users, "nobody"])]
+    in_parts = several.answer(asked)
+    monkeypatch.undo()
+    for ours, theirs in zip(in_parts, engine.answer(asked), strict=True):
+        assert ours.body["degraded"] == []
+        np.testing.assert_allclose(ours.trace.scores, theirs.trace.scores, rtol=1e-5)
+        assert items(ours) == items(theirs)
+    several.close()
 
 
 def test_one_who_is_unknown_is_told_what_is_hot(engine):

@@ -12,8 +12,10 @@ from pipeline.config import Split
 from pipeline.features.build import build
 from pipeline.features.store import FeatureStore
 from pipeline.features.timeline import Clock
+from pipeline.serving import tallies
 from pipeline.serving.bundle import write_features
-from pipeline.serving.live import LiveStore, Strips, Tally
+from pipeline.serving.live import LiveStore, Strips
+from pipeline.serving.tallies import Tally
 
 SPARE = 40
 
@@ -186,9 +188,17 @@ def test_tallies_count_by_hand(tmp_path):
     tally = Tally.of(keys, times, np.array([[1, 0], [1, 1], [1, 1], [0, 1]]))
     tally.save(tmp_path / "tally")
     for one in (tally, Tally.load(tmp_path / "tally")):
-        counts = np.zeros((4, 2, 2), np.int64)
-        one.count(counts, np.array([5, 5, 9, 7]), np.array([30, 31, 21, 99]), np.array([10, -1]))
-        assert counts.tolist() == [[[1, 1], [2, 1]], [[0, 1], [2, 2]], [[1, 1], [1, 1]], [[0, 0], [0, 0]]]
+        counted = tallies.features(
+            one,
+            Tally.of(np.array([7]), np.array([98]), np.array([[1, 0]])),
+            *(np.array([5, 5, 9, 7]), np.array([30, 31, 21, 99])),
+            *(np.array([10, -1, -1]), np.array([[0.5, 1.0]])),
+        )
+        shows, rates = np.expm1(counted[:, ::2]), counted[:, 1::2]
+        np.testing.assert_allclose(shows, [[1, 2], [0, 2], [1, 1], [1, 1]], rtol=1e-6)
+        overall = np.array([1.5 / 3, 2.5 / 3, 1.5 / 2, 0.5 / 2])
+        np.testing.assert_allclose(rates[:, 1], overall, rtol=1e-6)
+        np.testing.assert_allclose(rates[:, 0], (overall + np.array([1, 1, 1, 0])) / [2, 1, 2, 2], rtol=1e-6)
 
 
 def test_a_clock_of_ranks_is_stored(tmp_path):

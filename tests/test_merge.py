@@ -1,14 +1,10 @@
 from __future__ import annotations
 
-from types import ModuleType
-
 import numpy as np
 import polars as pl
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.recall import merge, route
 from pipeline.recall.merge import limits_of, packed, snake, snake_merge
 from pipeline.recall.route import NOTHING, Found
 
@@ -123,14 +119,3 @@ def test_what_routes_found_online_is_merged_as_the_table_is(requests: list[dict[
     assert position.tolist() == table["position"].to_list()
     assert ["abc"[one] for one in place[kept]] == table["route"].to_list()
     assert rank[kept].tolist() == table["rank"].to_list()
-
-
-@pytest.mark.parametrize(("module", "name", "value"), [(merge, "AT_ONCE", 7), (route, "KEY_BITS", 3)])
-def test_neither_pieces_nor_numbers_too_wide_for_one_key_matter(
-    module: ModuleType, name: str, value: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    generator = np.random.default_rng(0)
-    many = [{route: generator.permutation(30)[:12].tolist() for route in "abc"} for _ in range(20)]
-    expected = snake_merge(frame(*many), ["a", "b", "c"], size=9, quota={"a": 3})
-    monkeypatch.setattr(module, name, value)
-    assert snake_merge(frame(*many), ["a", "b", "c"], size=9, quota={"a": 3}).equals(expected)

@@ -7,6 +7,7 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.recall import route
 from pipeline.recall.route import NOTHING, Found, Requests, best, only, same_for_all
 from pipeline.recall.snapshot import Snapshot
 
@@ -66,3 +67,12 @@ def test_withdrawn_items_are_left_out_and_the_rest_moves_up() -> None:
     assert kept.items.tolist() == [[3, 4, NOTHING], [1, NOTHING, NOTHING], [1, 3, 4]]
     np.testing.assert_allclose(kept.scores, [[0.9, 0.1, 0], [0.7, 0, 0], [3, 2, 1]])
     assert only(Found(items, scores), np.array([], np.int64)).items.tolist() == [[NOTHING] * 3] * 3
+
+
+def test_numbers_too_wide_for_one_key_are_ordered_alike(monkeypatch):
+    columns = np.random.default_rng(0).integers(0, 9, (3, 50))
+    columns[2] = np.arange(50)
+    expected = np.lexsort(columns[::-1])
+    np.testing.assert_equal(route.packed_order(*columns), expected)
+    monkeypatch.setattr(route, "KEY_BITS", 3)
+    np.testing.assert_equal(route.packed_order(*columns), expected)

@@ -55,10 +55,11 @@ def bench(
     clients: int = 16,
     rate: int = 0,
     seconds: int = 20,
+    threads: int = 1,
     seed: int = 0,
 ) -> dict[str, float]:
     """Latencies of `requests` asked one at a time; requests a second of `clients` in `seconds`; latencies of as long
-    with `rate` requests a second on average, by default 70 % of what the clients reached.
+    with `rate` requests a second on average, by default 70 % of what the clients reached. `threads` is `serve.threads`.
 
     A tenth of all users asked are strangers. `cold_start_s` is from the command to the first answer.
     """
@@ -79,7 +80,7 @@ def bench(
         written = bundled(made, folder, settings)
         random = np.random.default_rng(seed)
         asked = bodies(FeatureStore.open(made), random, 50_000)
-        with served(folder, "--bundle", str(written)) as (address, began, process):
+        with served(folder, "--bundle", str(written), f"threads={threads}") as (address, began, process):
             figures = asyncio.run(_measure(address, asked, requests, clients, rate, seconds, random))
             figures |= {"cold_start_s": began, "rss_gib": resident(process.pid), **_stages(address)}
         on_disk = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from models import processes
+from models.layers import as_index
 from models.schema import Role, Schema
 from pipeline.features.store import Columns, FeatureStore, Rows
 from pipeline.ranking.histories import Histories
@@ -35,7 +36,7 @@ class Encoder:
         self._items = entity_codes(schema, "item", store.items)
         self._context_offsets = torch.tensor([schema.offsets[i] for i in schema.positions("context", "cross")])
         by_role = (schema.positions("user"), schema.positions("item"), schema.positions("context", "cross"))
-        self._order = torch.tensor(np.argsort(np.concatenate(by_role)))
+        self._order = as_index(np.argsort(np.concatenate(by_role)).tolist())
         self._content = torch.from_numpy(store.items["content"]) if "content" in store.items else None
         self._histories = {
             one.name: Histories.of(schema, one, store.behaviours[one.name], self._items.numpy())

@@ -55,15 +55,13 @@ class Histories:
 
     def pack(self, ends: Integers, lengths: npt.NDArray[np.int32], times: Integers) -> tuple[Tensor, Tensor, Tensor]:
         """Of rows at `times` (B,) with the events [end - length, end) (B,): the events' fused-table rows (S, F), gap
-        buckets (S,) and rows (S,), int64."""
+        buckets (S,), ⌊log₂(1 + minutes)⌋ or the last, and rows (S,), int64."""
         count = int(lengths.sum(dtype=np.int64))
         fields = np.empty((count, self.codes.shape[1]), np.int64)
-        passed, rows = np.empty(count, np.int64), np.empty(count, np.int64)
+        gap, rows = np.empty((2, count), np.int64)
         events = (self.item, self.domain, self.time)
-        _kernel()(ends, lengths, times, *events, self.codes, self.domain_place, fields, passed, rows)
-        minutes = torch.from_numpy(passed).clamp(min=0).float() / MINUTE
-        gap = torch.log2(1 + minutes).clamp(max=self.gaps - 1).long()
-        return torch.from_numpy(fields), gap, torch.from_numpy(rows)
+        _kernel()(ends, lengths, times, *events, self.codes, self.domain_place, self.gaps, fields, gap, rows)
+        return torch.from_numpy(fields), torch.from_numpy(gap), torch.from_numpy(rows)
 
 
 @cache
@@ -75,7 +73,7 @@ def _kernel() -> Callable[..., None]:
     return compiled
 
 
-def _pack(ends, lengths, times, item, domain, time, codes, domain_place, fields, passed, rows):  # type: ignore[no-untyped-def]
+def _pack(ends, lengths, times, item, domain, time, codes, domain_place, gaps, fields, gap, rows):  # type: ignore[no-untyped-def]
     place = 0
     for row in range(len(ends)):
         for event in range(ends[row] - lengths[row], ends[row]):
@@ -83,6 +81,10 @@ def _pack(ends, lengths, times, item, domain, time, codes, domain_place, fields,
                 fields[place, column] = codes[item[event], column]
             if domain_place != NOWHERE:
                 fields[place, domain_place] += domain[event]
-            passed[place] = times[row] - time[event]
+            minutes = max(times[row] - time[event], 0) // MINUTE
+            bucket = 0
+            while bucket < gaps - 1 and minutes + 1 >= 2 << bucket:
+                bucket += 1
+            gap[place] = bucket
             rows[place] = row
             place += 1

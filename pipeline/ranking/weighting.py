@@ -6,8 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import brentq
-from scipy.special import expit
 
 from pipeline.features.store import DAY, Rows
 from pipeline.features.timeline import Integers, Timeline
@@ -59,6 +57,9 @@ def mean_shift(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.float32])
 
 def _shift(logits: npt.NDArray[np.float64], positives: float) -> float:
     """The root lies within `reach`: on one side the sum of probabilities is under 1, on the other over N − 1."""
+    from scipy.optimize import brentq
+    from scipy.special import expit
+
     if not 0 < positives < len(logits):
         return 0.0
     reach = np.abs(logits).max() + np.log(len(logits))

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from numba import njit
 
-from pipeline.recall.route import NOTHING, Found, packed_order
+from pipeline.recall.neighbours import slot_of
+from pipeline.recall.route import NOTHING, Found
 
 Integers = npt.NDArray[np.integer]
 
 NO_LIMIT = np.iinfo(np.int32).max
-AT_ONCE = 1 << 16
 
 
 def snake_merge(
@@ -47,29 +48,10 @@ def snake(
 
     Returns indices of candidates, sorted by request and position.
     """
-    edges = np.searchsorted(request, request[AT_ONCE::AT_ONCE])
-    kept, positions = [], []
-    for begin, end in zip([0, *edges], [*edges, len(request)], strict=True):
-        part = slice(begin, end)
-        chosen, position = _snake(request[part], item[part], place[part], rank[part], limits, size)
-        kept.append(chosen + begin)
-        positions.append(position)
-    return np.concatenate(kept), np.concatenate(positions)
-
-
-def _snake(
-    request: Integers, item: Integers, place: Integers, rank: Integers, limits: Integers, size: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    turn = turns(place, rank, limits)
-    by_item = packed_order(request, item, turn)
-    owner, given = request[by_item], item[by_item]
-    first = np.ones(len(by_item), bool)
-    first[1:] = (owner[1:] != owner[:-1]) | (given[1:] != given[:-1])
-    taken = by_item[first]
-    taken = taken[packed_order(request[taken], turn[taken])]
-    position = places(request[taken])
-    listed = position <= size
-    return taken[listed], position[listed]
+    begins = np.flatnonzero(np.diff(request.astype(np.int64), prepend=-1, append=-1))
+    kept, position = np.empty((2, len(request)), np.int64)
+    count = _snake(begins, item, place, rank, limits, int(rank.max(initial=0)), size, kept, position)
+    return kept[:count], position[:count]
 
 
 def places(group: Integers) -> npt.NDArray[np.int64]:
@@ -81,11 +63,8 @@ def places(group: Integers) -> npt.NDArray[np.int64]:
 
 def turns(place: Integers, rank: Integers, limits: Integers) -> npt.NDArray[np.int64]:
     """When each of N candidates is offered: the number of its turn within its request, all turns counted."""
-    done = rank.astype(np.int64) - 1
-    spare = done >= limits[place]
-    forwards = place.astype(np.int64)
-    turn = np.where(done & 1, len(limits) - 1 - forwards, forwards)
-    turn += (done + spare * (done.max(initial=0) + 1)) * len(limits)
+    turn = np.empty(len(place), np.int64)
+    _turns(place, rank, limits, int(rank.max(initial=0)), turn)
     return turn
 
 
@@ -108,3 +87,48 @@ def packed(found: Sequence[Found]) -> tuple[Integers, Integers, Integers, Intege
         order = np.argsort(columns[0], kind="stable")
         columns = [column[order] for column in columns]
     return columns[0], columns[1], columns[2], columns[3] + 1
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _turn(place, rank, limits, deepest):  # type: ignore[no-untyped-def]
+    done = np.int64(rank) - 1
+    route = np.int64(place)
+    if done & 1:
+        route = len(limits) - 1 - route
+    if done >= limits[place]:
+        done += np.int64(deepest)
+    return done * len(limits) + route
+
+
+@njit(nogil=True, cache=True)
+def _turns(place, rank, limits, deepest, turn):  # type: ignore[no-untyped-def]
+    for number in range(len(turn)):
+        turn[number] = _turn(place[number], rank[number], limits, deepest)
+
+
+@njit(nogil=True, cache=True)
+def _snake(begins, item, place, rank, limits, deepest, size, kept, position):  # type: ignore[no-untyped-def]
+    """Lay a request's candidates out by turn, and take of each item the first; how many were kept."""
+    offered = np.full(2 * np.int64(deepest) * len(limits), NOTHING, np.int32)
+    count = 0
+    for request in range(len(begins) - 1):
+        begin, end = begins[request], begins[request + 1]
+        last = 0
+        for candidate in range(begin, end):
+            turn = _turn(place[candidate], rank[candidate], limits, deepest)
+            offered[turn] = candidate - begin
+            last = max(last, turn + 1)
+        bits = 4
+        while (1 << bits) < 2 * min(size, end - begin):
+            bits += 1
+        listed, first = np.full(1 << bits, NOTHING, np.int32), count
+        for turn in range(last):
+            if offered[turn] != NOTHING and count - first < size:
+                candidate = begin + offered[turn]
+                slot = slot_of(listed, bits, item[candidate])
+                if listed[slot] == NOTHING:
+                    listed[slot] = item[candidate]
+                    kept[count], position[count] = candidate, count - first + 1
+                    count += 1
+            offered[turn] = NOTHING
+    return count

@@ -119,12 +119,12 @@ def _follow(begins, middle, weight, data, indices, indptr, offsets, taken, items
             bits += 1
         owner, total = np.full(1 << bits, NOTHING, np.int32), np.zeros(1 << bits)
         for place in range(offsets[request], offsets[request + 1]):
-            slot = _slot(owner, bits, taken[place])
+            slot = slot_of(owner, bits, taken[place])
             owner[slot], total[slot] = taken[place], -np.inf
         met, count = np.empty(most, np.int64), 0
         for way in range(begins[request], begins[request + 1]):
             for place in range(indptr[middle[way]], indptr[middle[way] + 1]):
-                slot = _slot(owner, bits, indices[place])
+                slot = slot_of(owner, bits, indices[place])
                 if owner[slot] == NOTHING:
                     owner[slot] = indices[place]
                     met[count] = slot
@@ -140,11 +140,11 @@ def _follow(begins, middle, weight, data, indices, indptr, offsets, taken, items
             if best[rank] == LEAST:
                 break
             items[request, rank] = LAST - (best[rank] & LAST)
-            scores[request, rank] = total[_slot(owner, bits, items[request, rank])]
+            scores[request, rank] = total[slot_of(owner, bits, items[request, rank])]
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _slot(owner, bits, item):  # type: ignore[no-untyped-def]
+def slot_of(owner, bits, item):  # type: ignore[no-untyped-def]
     """Where the item is in the table by hashes, or the free place for it (Fibonacci hashing, linear probing)."""
     slot = ((np.uint64(item) * np.uint64(2654435769)) & np.uint64(0xFFFFFFFF)) >> np.uint64(32 - bits)
     place = np.int64(slot)

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ from pipeline.ranking import coarse, explore, fine
 from pipeline.ranking.batches import Encoder
 from pipeline.recall import candidates, exposure
 from pipeline.recall.snapshot import Snapshot, take
-from pipeline.serving.live import Tally
+from pipeline.serving.tallies import Tally
 
 FORMAT = 1
 FOLDER = "bundles"
@@ -156,6 +158,10 @@ class Ids:
         """The id of a row, as its text."""
         return str(self.names[row].as_py())
 
+    def named(self, rows: npt.NDArray[np.integer]) -> list[str]:
+        """The ids of rows (N,)."""
+        return [str(name) for name in self.names.take(pa.array(rows)).to_pylist()]
+
 
 def _hash(text: str) -> int:
     return xxhash.xxh3_64_intdigest(text.encode())
@@ -267,13 +273,18 @@ def _write_parity(store: FeatureStore, encoder: Encoder, ranker: fine.Ranker, pa
 
 
 def _hashes(folder: Path) -> dict[str, dict[str, object]]:
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path != folder / lake.MANIFEST:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            found[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": digest}
-    return found
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / lake.MANIFEST]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        digests = threads.map(_sha256, paths)
+        return {
+            str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": digest}
+            for path, digest in zip(paths, digests, strict=True)
+        }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _named(alias: dict[str, Any]) -> list[str]:

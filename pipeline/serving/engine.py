@@ -12,15 +12,13 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from concurrent.futures import TimeoutError as Late
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -45,17 +43,17 @@ from pipeline.serving import bundle, explanation
 from pipeline.serving.bundle import HISTORY, Ids
 from pipeline.serving.live import LiveStore, Strips, runs
 from pipeline.serving.memory import Remembered, Shown
+from pipeline.serving.stages import Routes, Stage, nothing
 
 TAKEN = 500
 LEFT_BEHIND = 100
 SPARE = 10
 WARM_UPS = 3
-PATIENCE = 5
+AT_ONCE = 600
 FALLBACK = "fallback"
 
 Integers = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.integer]
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -134,44 +132,6 @@ class Answer:
     trace: Trace
 
 
-class Stage:
-    """Runs a job at a time in a thread of its own. One that is late is left behind, and until it has ended the stage
-    is not asked again."""
-
-    def __init__(self, name: str, milliseconds: float) -> None:
-        self.name = name
-        self._seconds = milliseconds / 1e3
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
-        self._late: Future[Any] | None = None
-
-    def run(self, job: Callable[[], T]) -> T | None:
-        """What the job returns; None, and a warning, where it fails or is late."""
-        return self.end(self.begin(job))
-
-    def begin(self, job: Callable[[], T]) -> Future[T] | None:
-        """Let the job run while other things are done; None if the stage is not to be asked."""
-        if self._late and not self._late.done():
-            return None
-        self._late = None
-        return self._pool.submit(job)
-
-    def end(self, begun: Future[T] | None) -> T | None:
-        """What a job returns that has begun, as `run` does."""
-        if begun is None:
-            return None
-        try:
-            return begun.result(self._seconds)
-        except Late:
-            self._late = begun
-            log.warning("the stage %s took more than %.0f ms and is left out", self.name, 1e3 * self._seconds)
-        except Exception:
-            log.exception("the stage %s failed and is left out", self.name)
-        return None
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-
 class Engine:
     """A bundle, opened and checked. Raises `InputError` for one that is not whole or not what batch scoring makes."""
 
@@ -209,8 +169,8 @@ class Engine:
         self.available[np.load(folder / "history" / "available.npy")] = True
 
         self._new: dict[str, int] = {}
-        self._busy: set[str] = set()
-        self._pool = ThreadPoolExecutor(self.settings.threads + len(self._routes), thread_name_prefix="route")
+        self._asked = Routes(self._routes, self.settings.threads, self.settings.deadlines["routes"])
+        self._rankers = ThreadPoolExecutor(self.settings.threads, thread_name_prefix="ranker")
         self._stages = {name: Stage(name, self.settings.deadlines[name]) for name in ("coarse", "fine", "final")}
         self._random = np.random.default_rng(self.config.seed)
         self._strangers = self._for_strangers()
@@ -223,7 +183,8 @@ class Engine:
     def close(self) -> None:
         for stage in self._stages.values():
             stage.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._asked.close()
+        self._rankers.shutdown(wait=False, cancel_futures=True)
 
     @cached_property
     def _usual(self) -> Parameters:
@@ -415,7 +376,7 @@ class Engine:
         context = self._context(questions)
         requests = self._requests(user, domain, moment)
         askers = self._stages["coarse"].begin(lambda: self._askers(user, domain, moment, context))
-        found, states = self._gather(requests, parameters)
+        found, states = self._asked.ask(parameters.routes, requests, self._enough(user, parameters))
         self._fall_back(found, states, requests)
         degraded += [f"route:{route}" for route, (state, _) in states.items() if state in ("late", "failed")]
         ended("routes")
@@ -478,47 +439,10 @@ class Engine:
             offsets=np.cumsum([0, *(length for _, length in runs)]),
         )
 
-    def _gather(
-        self, requests: Requests, parameters: Parameters
-    ) -> tuple[dict[str, Found], dict[str, tuple[str, float]]]:
-        """What the routes find, several at once, and how each went: "ok", "empty", "late" or "failed", and its ms.
-
-        They are asked for more than they may give, since the filter will take what was shown. One that takes long does
-        not hold up the others: a further thread goes on with these.
-        """
+    def _enough(self, user: npt.NDArray[np.int32], parameters: Parameters) -> int:
+        """How many items each route is asked for: more than it may give, since the filter will take what was shown."""
         most = parameters.per_route
-        k = most + min(most, self._shown.most(requests.user) + SPARE)
-        waiting = deque(route for route in parameters.routes if route not in self._busy)
-        answered: dict[str, tuple[Found, str, float]] = {}
-
-        def work() -> None:
-            while waiting:
-                try:
-                    route = waiting.popleft()
-                except IndexError:
-                    return
-                begun = time.perf_counter()
-                self._busy.add(route)
-                try:
-                    found = self._routes[route].recall(requests, k)
-                    state = "ok" if (found.items != NOTHING).any() else "empty"
-                except Exception:
-                    log.exception("the route %s failed and is left out", route)
-                    found, state = _nothing(len(requests)), "failed"
-                finally:
-                    self._busy.discard(route)
-                answered[route] = (found, state, 1e3 * (time.perf_counter() - begun))
-
-        seconds = self.settings.deadlines["routes"] / 1e3
-        until = time.perf_counter() + seconds
-        working = [self._pool.submit(work) for _ in range(self.settings.threads)]
-        while time.perf_counter() < until and wait(working, seconds / PATIENCE).not_done:
-            if waiting:
-                working.append(self._pool.submit(work))
-        waiting.clear()
-        late = (_nothing(len(requests)), "late", self.settings.deadlines["routes"])
-        ended = {route: answered.get(route, late) for route in parameters.routes}
-        return {route: one[0] for route, one in ended.items()}, {route: one[1:] for route, one in ended.items()}
+        return most + min(most, self._shown.most(user) + SPARE)
 
     def _fall_back(self, found: dict[str, Found], states: dict[str, tuple[str, float]], requests: Requests) -> None:
         """Where no route found anything, take what was found for a stranger when the bundle was opened."""
@@ -543,7 +467,7 @@ class Engine:
             found = route.recall(nobody, self.config.recall.per_route)
             if (found.items != NOTHING).any(axis=0).all() and found.items.size:
                 return found
-        return _nothing(domains)
+        return nothing(domains)
 
     def _merge(self, found: dict[str, Found], user: npt.NDArray[np.int32], parameters: Parameters) -> _Pool:
         request, item, place, _ = merge.packed(list(found.values()))
@@ -594,15 +518,25 @@ class Engine:
         context: dict[str, npt.NDArray[np.int32]],
         parameters: Parameters,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-        """Task scores (K, T) and their fusion (K,)."""
+        """Task scores (K, T) and their fusion (K,): a part of the candidates at a time, which stays in the processor's
+        cache, and several where there are threads for them."""
         owner = pool.request[kept]
-        given = {name: codes[owner] for name, codes in context.items()}
-        rows = self.store.rows(user[owner], pool.item[kept], domain[owner], moment[owner], given)
-        asker = np.unique(owner, return_inverse=True)[1]
-        logits = fine.answers(self.ranker.model, self._encoder, rows, asker)
+
+        def answered(part: Integers) -> tuple[npt.NDArray[np.float32], torch.Tensor]:
+            own = owner[part]
+            given = {name: codes[own] for name, codes in context.items()}
+            rows = self.store.rows(user[own], pool.item[kept[part]], domain[own], moment[own], given)
+            asker = np.unique(own, return_inverse=True)[1]
+            return rows.numbers, fine.answers(self.ranker.model, self._encoder, rows, asker)
+
+        parts = np.array_split(np.arange(len(kept)), max(self.settings.threads, -(-len(kept) // AT_ONCE)))
+        each = map if len(parts) == 1 else self._rankers.map
+        numbers, logits = zip(*each(answered, parts), strict=True)
+        scored = torch.cat(logits)
         if parameters.explore:
-            logits = logits + torch.from_numpy(explore.shift(self._posterior, rows.numbers, owner, self._random))
-        scores = _finite(fine.likely(logits))
+            drawn = explore.shift(self._posterior, np.concatenate(numbers), owner, self._random)
+            scored = scored + torch.from_numpy(drawn)
+        scores = _finite(fine.likely(scored))
         return fine.with_durations(scores, self.ranker.schema), self._fused(
             scores, pool.position[kept], domain[owner], parameters
         )
@@ -655,23 +589,24 @@ class Engine:
 
     def _body(self, trace: Trace) -> dict[str, Any]:
         question = trace.question
-        names = self._ids["item"]
         labels = self.ranker.schema.labels
         routes = list(trace.found)
-        seen = {int(place): number for number, place in enumerate(trace.kept)}
-        items = []
-        for rank, place in enumerate(trace.final.tolist(), 1):
-            number = seen[place]
-            scores = None if trace.scores is None else trace.scores[number].tolist()
-            items.append(
-                {
-                    "item": names.name(int(trace.merged[place])),
-                    "rank": rank,
-                    "score": None if trace.fused is None else float(trace.fused[number]),
-                    "route": routes[int(trace.giver[place])],
-                    "scores": None if scores is None else dict(zip(labels, scores, strict=True)),
-                }
-            )
+        names = self._ids["item"].named(trace.merged[trace.final])
+        givers = trace.giver[trace.final].tolist()
+        number = np.searchsorted(trace.kept, trace.final)
+        nothing = [None] * len(number)
+        fused = nothing if trace.fused is None else trace.fused[number].tolist()
+        scores = nothing if trace.scores is None else trace.scores[number].tolist()
+        items = [
+            {
+                "item": name,
+                "rank": rank,
+                "score": score,
+                "route": routes[giver],
+                "scores": None if tasks is None else dict(zip(labels, tasks, strict=True)),
+            }
+            for rank, (name, giver, score, tasks) in enumerate(zip(names, givers, fused, scores, strict=True), 1)
+        ]
         return {
             "request": question.request,
             "bundle": self.name,
@@ -703,10 +638,6 @@ def _finite(scores: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if not np.isfinite(scores).all():
         raise ValueError("scores that are not finite")
     return scores
-
-
-def _nothing(requests: int) -> Found:
-    return Found(np.zeros((requests, 0), np.int32), np.zeros((requests, 0), np.float32))
 
 
 def _contexts(features: Path) -> dict[str, dict[str, int]]:

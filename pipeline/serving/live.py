@@ -10,9 +10,9 @@ table, into a strip with room for more, so that a history is one run of rows as 
 
 from __future__ import annotations
 
-import json
+import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,13 +22,11 @@ import numpy.typing as npt
 from numba import njit
 
 from pipeline.features import match, statistics
+from pipeline.features.match import NO_GAP, SECOND, SECONDS
 from pipeline.features.store import Columns, Events, FeatureStore, Rows, read_columns
-from pipeline.features.timeline import Clock, Integers
-from pipeline.lake import mapped, write_json
-
-SECOND = 1_000_000
-MOST_COUNTED = 2_000_000
-PARTS = ("keys", "starts", "codes", "totals")
+from pipeline.features.timeline import Integers
+from pipeline.serving import tallies
+from pipeline.serving.tallies import Since, Tally
 
 
 class Strips:
@@ -102,85 +100,6 @@ class Strips:
     def _oldest(self) -> int:
         self.forgotten += 1
         return self._runs.popitem(last=False)[0]
-
-
-@dataclass(frozen=True)
-class Tally:
-    """What happened to every key over time, to be asked for few keys: those of `statistics.Counter`, without what
-    sorts its events. `totals` (N + 1, K) lie row by row."""
-
-    keys: Integers
-    starts: Integers
-    codes: Integers
-    totals: npt.NDArray[np.int32]
-    clock: Clock
-
-    @classmethod
-    def of(cls, keys: Integers, times: Integers, values: npt.NDArray[np.integer]) -> Tally:
-        counter = statistics.Counter.of(keys, times, values)
-        timeline = counter.timeline
-        totals = np.ascontiguousarray(counter.totals, np.int32)
-        return cls(timeline.keys, timeline.starts, timeline.codes, totals, timeline.clock)
-
-    def count(self, counts: npt.NDArray[np.int64], keys: Integers, times: Integers, lags: Integers) -> None:
-        """Add to `counts` (Q, W, K) the sums of each key's values over [time - lag, time), W lags; all if negative."""
-        begins = self.clock.before((times[:, None] - np.maximum(lags, 0)).ravel()).reshape(len(times), len(lags))
-        ends = self.clock.before(times)
-        stride = self.clock.size + 1
-        _count(keys, begins, ends, lags, self.keys, self.starts, self.codes, stride, self.totals, counts)
-
-    def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True)
-        for name in PARTS:
-            np.save(folder / f"{name}.npy", getattr(self, name))
-        moments = self.clock.moments
-        if moments is not None:
-            np.save(folder / "moments.npy", moments)
-        told = {"origin": self.clock.origin, "unit": self.clock.unit, "size": self.clock.size}
-        write_json(folder / "clock.json", {**told, "moments": moments is not None})
-
-    @classmethod
-    def load(cls, folder: Path) -> Tally:
-        """Maps the arrays into memory, as plain ones."""
-        keys, starts, codes, totals = (mapped(folder / f"{name}.npy") for name in PARTS)
-        told = json.loads((folder / "clock.json").read_text())
-        moments = mapped(folder / "moments.npy") if told.pop("moments") else None
-        return cls(keys, starts, codes, totals, Clock(**told, moments=moments))
-
-
-class Since:
-    """What happened since the bundle, counted by entity: `shows` and the recipe's rates, as `Tally`s.
-
-    They are made anew by `recount`, so that what was added just before may not be counted yet.
-    """
-
-    def __init__(self, rates: tuple[str, ...]) -> None:
-        self._names = ("user", "item", "domain", "time", "shows", *rates)
-        self._events: list[tuple[int, ...]] = []
-        self._counted = 0
-        self.tallies: dict[str, Tally] = {}
-
-    def __len__(self) -> int:
-        return len(self._events)
-
-    @property
-    def stale(self) -> bool:
-        return self._counted < len(self._events)
-
-    def add(self, user: int, item: int, domain: int, time: int, shows: bool, rates: Sequence[bool]) -> None:
-        """The first two million events are counted; by then a new bundle is due."""
-        if len(self._events) < MOST_COUNTED:
-            self._events.append((user, item, domain, time, int(shows), *map(int, rates)))
-
-    def recount(self, keys: Callable[[str, Columns], Integers], entities: tuple[str, ...]) -> None:
-        """`keys(entity, events)` gives the events' keys (N,)."""
-        self._counted = len(self._events)
-        if not self._counted:
-            return
-        table = np.array(self._events[: self._counted], np.int64)
-        events = dict(zip(self._names, table.T, strict=True))
-        values = table[:, 4:]
-        self.tallies = {entity: Tally.of(keys(entity, events), events["time"], values) for entity in entities}
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,21 +200,18 @@ class LiveStore(FeatureStore):
         item: npt.NDArray[np.integer],
         domain: npt.NDArray[np.integer],
         time: Integers,
-    ) -> npt.NDArray[np.float32]:
-        """The features (entities, N, columns) of these entities."""
-        counts = np.empty((len(entities), len(user), len(self._lags), 1 + len(self.recipe.rates)), np.int64)
-        since = self.since.tallies
-        for entity, own in zip(entities, counts, strict=True):
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        """Of each of these entities its columns (N, …)."""
+        for entity in entities:
             keys = self.entity_keys(entity, user, item, domain)
-            new, run = runs(keys, time)
-            found = np.zeros((len(new), *own.shape[1:]), np.int64)
-            for tally in (self.tallies[entity], *([since[entity]] if entity in since else [])):
-                tally.count(found, keys[new], time[new], self._lags)
-            np.take(found, run, axis=0, out=own)
-        of_task = np.array([self._priors(entity) for entity in entities]).reshape(len(entities), -1, 2)
-        priors = [(a, b) for a, b in np.repeat(of_task, len(user), axis=0).transpose(1, 2, 0)]
-        encoded = statistics.encode(counts.reshape(-1, *counts.shape[2:]), self.recipe.windows, priors)
-        return encoded.reshape(len(entities), len(user), -1)
+            yield tallies.features(
+                self.tallies[entity], self.since.tally(entity), keys, time, self._lags, self._shrunk[entity]
+            )
+
+    @cached_property
+    def _shrunk(self) -> dict[str, npt.NDArray[np.float64]]:
+        """The priors (T, 2) of each entity."""
+        return {entity: np.array(self._priors(entity)).reshape(-1, 2) for entity in self.recipe.statistics}
 
     def _matches(
         self,
@@ -306,13 +222,11 @@ class LiveStore(FeatureStore):
         ends: Integers,
         lengths: npt.NDArray[np.int32],
     ) -> Iterator[npt.NDArray[np.float32]]:
-        table = self.behaviours[name]
-        attributes = self.recipe.attributes
-        counts, gaps = (np.full((len(attributes), len(item)), start, np.int32) for start in (0, -1))
-        for attribute, own, gap in zip(attributes, counts, gaps, strict=True):
-            _match(item, time, ends, lengths, table["item"], table["time"], self._item_keys[attribute], own, gap)
-        for pair in zip(*match.encode(counts, gaps), strict=True):
-            yield from pair
+        table, keys = self.behaviours[name], tuple(self._item_keys[one] for one in self.recipe.attributes)
+        if keys:
+            found = np.empty((len(item), 2 * len(keys)), np.float32)
+            _match(item, time, ends, lengths, table["item"], table["time"], keys, found)
+            yield found
         if self.recipe.match_content:
             content = self.items["content"]
             yield match.similarity_to_sum(self._summed(table["item"], content, ends, lengths), content[item])
@@ -338,46 +252,17 @@ def runs(first: npt.NDArray[np.integer], second: npt.NDArray[np.integer]) -> tup
 
 
 @njit(nogil=True, cache=True)
-def _first_from(codes, low, high, sought):  # type: ignore[no-untyped-def]
-    while low < high:
-        middle = (low + high) >> 1
-        if codes[middle] < sought:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-@njit(nogil=True, cache=True)
-def _count(keys, begins, ends, lags, known, starts, codes, stride, totals, counts):  # type: ignore[no-untyped-def]
-    for row in range(len(keys)):
-        low, high = 0, len(known)
-        while low < high:
-            middle = (low + high) >> 1
-            if known[middle] < keys[row]:
-                low = middle + 1
-            else:
-                high = middle
-        if low == len(known) or known[low] != keys[row]:
-            continue
-        slot = (2 * low + 1) * stride
-        first, until = starts[low], _first_from(codes, starts[low], starts[low + 1], slot + ends[row])
-        for lag in range(len(lags)):
-            place = first
-            if lags[lag] >= 0:
-                place = _first_from(codes, first, until, slot + begins[row, lag])
-            for column in range(totals.shape[1]):
-                counts[row, lag, column] += totals[until, column] - totals[place, column]
-
-
-@njit(nogil=True, cache=True)
-def _match(item, times, ends, lengths, events, moments, keys, counts, gaps):  # type: ignore[no-untyped-def]
-    for row in range(len(item)):
-        value = keys[item[row]]
-        if value <= 0:
-            continue
-        for event in range(ends[row] - 1, ends[row] - lengths[row] - 1, -1):
-            if keys[events[event]] == value:
-                if counts[row] == 0:
-                    gaps[row] = (times[row] - moments[event]) // SECOND
-                counts[row] += 1
+def _match(item, times, ends, lengths, events, moments, keys, found):  # type: ignore[no-untyped-def]
+    """`match.encode` of how many of a row's events have the item's key, and of the seconds since the newest of them."""
+    for attribute in range(len(keys)):
+        own = keys[attribute]
+        for row in range(len(item)):
+            value, count, gap = own[item[row]], 0, -1
+            if value > 0:
+                for event in range(ends[row] - 1, ends[row] - lengths[row] - 1, -1):
+                    if own[events[event]] == value:
+                        if count == 0:
+                            gap = (times[row] - moments[event]) // SECOND
+                        count += 1
+            found[row, 2 * attribute] = math.log1p(count)
+            found[row, 2 * attribute + 1] = NO_GAP if gap < 0 else math.log1p(gap / SECONDS)
