@@ -7,7 +7,6 @@ again page by page, each cleared, which takes longer than many a layer of a mode
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import tempfile
@@ -17,7 +16,7 @@ from pathlib import Path
 import faiss
 import torch
 
-from pipeline import config
+from pipeline import config, freed
 from pipeline.features.store import BUILT_IN_CONTEXT, DAY
 from pipeline.lake import InputError
 from pipeline.serving import app, bundle
@@ -26,7 +25,6 @@ from pipeline.serving.engine import Engine
 from pipeline.serving.service import Service
 
 BUFFER = "live"
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # malloc.h
 KEPT, LARGEST = 1 << 29, 1 << 25
 COLLECTED = 20_000, 20, 20
 
@@ -63,7 +61,7 @@ def run(
     """
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
-    keep_freed_memory()
+    freed.keep(KEPT, largest=LARGEST)
     with tempfile.TemporaryDirectory(prefix="recfunnel-serve-") as place:
         if only is not None:
             bundles, named = only.resolve().parent, Path(place) / f"{alias}.json"
@@ -84,14 +82,6 @@ def run(
 
         service = Service(settings, Buffer(folder / BUFFER), named, opened)
         app.serve(app.make(service, settings), host=host, port=port, told=told)
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep up to half a GiB of what is freed, of pieces of up to 32 MiB, where it is glibc."""
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):
-        library.mallopt(TRIM_THRESHOLD, KEPT)
-        library.mallopt(MMAP_THRESHOLD, LARGEST)
 
 
 def _named(bundles: Path, alias: str) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+KEEP = "freed.keep(1 << 29, largest=1 << 25)"
 SPENDING = """
 import resource
-from pipeline.serving.launch import keep_freed_memory
+from pipeline import freed
 
 {keep}
 def spend():
@@ -27,9 +28,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_freed_memory_does_not_come_again_page_by_page() -> None:
     pages = 5 * 5 * (10 << 20) // 4096
     faults = {}
-    for keep in ("", "keep_freed_memory()"):
+    for keep in ("", KEEP):
         command = [sys.executable, "-c", SPENDING.format(keep=keep)]
         told = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=120)
         faults[keep] = int(told.stdout)
-    assert faults["keep_freed_memory()"] < pages / 100
-    assert faults[""] > faults["keep_freed_memory()"]
+    assert faults[KEEP] < pages / 100
+    assert faults[""] > faults[KEEP]
