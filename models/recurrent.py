@@ -31,7 +31,7 @@ class GRU(nn.Module):
         update, reset, candidate = given.chunk(3, dim=1)
         past_update, past_reset, past_candidate = self.of_state(state).chunk(3, dim=1)
         candidate = (candidate + (reset + past_reset).sigmoid() * past_candidate).tanh()
-        return torch.lerp(state, candidate, (update + past_update).sigmoid())
+        return state + (update + past_update).sigmoid() * (candidate - state)  # type: ignore[no-any-return]
 
     def forward(self, given: Float[Tensor, "B L _"], attention: Float[Tensor, "B L 1"]) -> Float[Tensor, "B L D"]:
         """The states after each of L steps from zero. Where the attention is 0 the state stays."""

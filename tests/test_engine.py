@@ -132,18 +132,19 @@ def test_answers_do_not_depend_on_the_company(engine):
 
 
 def test_ranking_in_parts_changes_no_answer(engine, bundles, monkeypatch):
-    """Parts end in the middle of a request's candidates."""
-    monkeypatch.setattr("pipeline.serving.engine.AT_ONCE", 7)
-    several = Engine(bundles / engine.name, replace(engine.settings, threads=3))
-    users = engine.users(4)
+    """Parts end in the middle of a request's candidates. Both engines are new: neither remembers an earlier answer."""
+    folder, users = bundles / engine.name, engine.users(4)
     asked = [question(engine, user, f"r{row}", later=row) for row, user in enumerate([*users, "nobody"])]
-    in_parts = several.answer(asked)
-    monkeypatch.undo()
-    for ours, theirs in zip(in_parts, engine.answer(asked), strict=True):
+    several, alone = Engine(folder, replace(engine.settings, threads=3)), Engine(folder, engine.settings)
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.serving.engine.AT_ONCE", 7)
+        in_parts = several.answer(asked)
+    for ours, theirs in zip(in_parts, alone.answer(asked), strict=True):
         assert ours.body["degraded"] == []
         np.testing.assert_allclose(ours.trace.scores, theirs.trace.scores, rtol=1e-5)
         assert items(ours) == items(theirs)
     several.close()
+    alone.close()
 
 
 def test_one_who_is_unknown_is_told_what_is_hot(engine):
