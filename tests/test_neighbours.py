@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -8,24 +7,13 @@ import pytest
 import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from linear_worlds import asked
 
 from pipeline.recall import neighbours
 from pipeline.recall.neighbours import SimilarItems, Table
-from pipeline.recall.route import NOTHING, Found, Requests
+from pipeline.recall.route import NOTHING, Found
 
 SIMILAR = sp.csr_array(np.array([[0, 0, 0, 0], [0, 0, 4, 1], [0, 2, 0, 8], [0, 0, 0, 0]], np.float32))
-
-
-def requests(*histories: list[int]) -> Requests:
-    count, items = len(histories), np.array(list(chain(*histories)), np.int32)
-    return Requests(
-        user=np.arange(1, count + 1, dtype=np.int32),
-        domain=np.zeros(count, np.int16),
-        time=np.zeros(count, np.int64),
-        items=items,
-        times=np.zeros(len(items), np.int64),
-        offsets=np.cumsum([0, *map(len, histories)]),
-    )
 
 
 @pytest.fixture
@@ -42,7 +30,7 @@ def listed(found: Found) -> list[list[tuple[int, float]]]:
 
 
 def test_neighbours_of_the_latest_count_most(table: SimilarItems) -> None:
-    found = listed(table.recall(requests([1, 2], [2, 1], [2], [3], [], [1, 99]), 5))
+    found = listed(table.recall(asked([1, 2], [2, 1], [2], [3], [], [1, 99]), 5))
     half = 0.5**0.5
     assert found[0] == [(3, pytest.approx(8 + half))]
     assert found[1] == [(3, pytest.approx(8 * half + 1))]
@@ -52,13 +40,13 @@ def test_neighbours_of_the_latest_count_most(table: SimilarItems) -> None:
 
 
 def test_what_was_taken_again_counts_once_and_by_its_newest_time(table: SimilarItems) -> None:
-    assert listed(table.recall(requests([1, 2, 2]), 5)) == [[(3, pytest.approx(8 + 3**-0.5))]]
+    assert listed(table.recall(asked([1, 2, 2]), 5)) == [[(3, pytest.approx(8 + 3**-0.5))]]
 
 
 def test_only_the_last_fifty_count_but_all_that_was_taken_is_left_out(table: SimilarItems) -> None:
-    assert listed(table.recall(requests([1] + [3] * 49), 5)) == [[(2, pytest.approx(4 * 50**-0.5))]]
-    assert listed(table.recall(requests([1] + [3] * 50), 5)) == [[]]
-    assert listed(table.recall(requests([3] + [2] * 50), 5)) == [[(1, 2)]]
+    assert listed(table.recall(asked([1] + [3] * 49), 5)) == [[(2, pytest.approx(4 * 50**-0.5))]]
+    assert listed(table.recall(asked([1] + [3] * 50), 5)) == [[]]
+    assert listed(table.recall(asked([3] + [2] * 50), 5)) == [[(1, 2)]]
 
 
 def slow_recall(similar: np.ndarray, history: list[int], k: int) -> list[tuple[int, float]]:
@@ -79,7 +67,7 @@ def test_agrees_with_loops_and_a_request_alone_is_answered_alike(histories: list
     similar = np.where(generator.random((20, 20)) < 0.3, generator.random((20, 20)), 0).astype(np.float32)
     sparse = sp.csr_array(similar)
     table = SimilarItems(Table(sparse.data, sparse.indices, sparse.indptr))
-    together = table.recall(requests(*histories), 6)
+    together = table.recall(asked(*histories), 6)
     for number, history in enumerate(histories):
-        alone = table.recall(requests(history), 6)
+        alone = table.recall(asked(history), 6)
         assert listed(alone)[0] == listed(together)[number] == slow_recall(similar, history, 6)
