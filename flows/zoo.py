@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -66,7 +67,8 @@ def zoo(config: str, overrides: list[str], models: list[str]) -> dict[str, Any]:
             raise RuntimeError(f"no ranker could be trained: {', '.join(failed)}")
         store = FeatureStore.open(made)
         shown = pl.DataFrame(chain.impressions(store, store.log("test"), "test", store.schema.labels))
-        bounds = {"popularity": impressions.popularity_auc(shown, positive)}
+        popularity = impressions.popularity_auc(shown, positive)
+        bounds = {} if math.isnan(popularity) else {"popularity": popularity}
         if truth.is_known(events):
             begin = json.loads((made / "slices.json").read_text())["test"]
             bounds["oracle"] = truth.oracle_auc(events, begin, positive)

@@ -44,8 +44,9 @@ class Market:
     They are set so that models of different worth differ. At a million impressions of 100 000 users and 20 000 items
     the oracle's click AUC is .808 and an item's click rate so far reaches .56; the zoo tells what rankers reach.
     `drifting` is the share of users whose first interest gives way to another during the log, `passing` that
-    interest's strength, `conflict` how much a like wants what a click does not, `follows` how many authors a user
-    follows at most, `newcomers` the share of users without a history.
+    interest's strength, `task_affinity` the weight of an affinity of segment and category that each task has of its
+    own, the same in all domains, `rank` the rank of all affinities, `follows` how many authors a user follows at most,
+    `newcomers` the share of users without a history.
     """
 
     categories: PositiveInt = 24
@@ -70,7 +71,7 @@ class Market:
     user_bias: float = 0.05
     position: float = 0.25
     decay_days: PositiveFloat = 4.0
-    conflict: float = 0.0
+    task_affinity: float = 0.0
 
     past_days: Annotated[float, Field(gt=0, lt=1_000)] = 120.0
     history_days: PositiveFloat = 40.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -189,3 +190,19 @@ def test_the_smallest_markets(tmp_path: Path, users: int, items: int) -> None:
 def test_many_domains_have_names_of_their_own(tmp_path: Path) -> None:
     folder = make(tmp_path / "wide", config.Simulator(users=100, items=80, impressions=3_000, domains=8))
     assert len(set(simulator.World.load(folder).domain_names)) == 8
+
+
+def test_tasks_have_affinities_of_their_own(tmp_path: Path) -> None:
+    """The click's logit goes by the first of them in every domain, a like's, given the click, by the third."""
+    quiet = dict.fromkeys(("interest", "affinity", "bias", "taste", "quality", "freshness", "place", "user_bias"), 0.0)
+    settings = replace(SETTINGS, impressions=20_000, market=config.Market(task_affinity=2.0, rank=4, **quiet))
+    folder = make(tmp_path / "events", settings)
+    world = simulator.World.load(folder)
+    rows = labelled(folder)
+    own = world.task_affinity[:, world.segment[rows["user_id"] - 1], world.category[rows["item_id"] - 1]]
+    click, like = (rows[f"true_{task}"].cast(pl.Float64).to_numpy() for task in ("click", "like"))
+    logits = [np.log(p / (1 - p)) for p in (click, like / click)]
+    clicks, likes = (np.corrcoef(own, logit)[-1, :-1] for logit in logits)
+    assert clicks[0] > 0.9
+    assert likes[2] > 0.9
+    assert np.abs([clicks[1:], likes[[0, 1, 3]]]).max() < 0.5

@@ -7,9 +7,10 @@ The click logit of user u, item i, domain d at time t and position k is
            + place match + user bias - position effect · log k
 
 and its weights a, q, f, c differ between domains in size and sign; affinity and bias of domains 2k and 2k+1 are each
-other's opposite. Long view, like and convert follow a click with logits of their own (where `conflict` is above zero, a
-like wants what a click does not); a conversion is seen only after a delay. An old policy that knows popularity and
-something of the users' interests chose what was shown, save for a slice of sessions that show items at random.
+other's opposite. Long view, like and convert follow a click with logits of their own; where `task_affinity` is not
+zero, each task wants other categories of a segment's users than the others, a click among them. A conversion is seen
+only after a delay. An old policy that knows popularity and something of the users' interests chose what was shown, save
+for a slice of sessions that show items at random.
 
 The log is made in blocks of fixed size, each from its own seed, in the order of time, so that neither memory nor
 content depends on how many blocks there are at once.
@@ -74,6 +75,7 @@ class World:
     bias: Floats  # (D, categories)
     appeal: Floats  # (categories,)
     eagerness: Floats  # (segments,)
+    task_affinity: Floats  # (4, segments, categories)
     centroids: Floats  # (categories, content)
 
     segment: Ints  # (U,)
@@ -159,7 +161,8 @@ def make_world(settings: config.Simulator, rng: np.random.Generator) -> World:
     users = _draw_users(m, settings.users, start, end, rng)
     follows = _draw_follows(m.follows, items, users["interests"], rng)
     newcomer = rng.random(settings.users) < m.newcomers
-    told = {**domains, **users, **items, "follows": follows, "newcomer": newcomer}
+    task_affinity = np.stack([m.task_affinity * _draw_affinity(m, rng) for _ in TASKS])
+    told = {**domains, **users, **items, "follows": follows, "newcomer": newcomer, "task_affinity": task_affinity}
     return World(**told, centroids=centroids, start=start, end=end, market=m)
 
 
@@ -170,7 +173,7 @@ def _draw_domains(m: config.Market, count: int, rng: np.random.Generator) -> dic
     affinity = np.empty((count, m.segments, m.categories))
     bias = np.empty((count, m.categories))
     for d in range(count):
-        fresh = rng.normal(size=(m.segments, m.rank)) @ rng.normal(size=(m.rank, m.categories)) / np.sqrt(m.rank)
+        fresh = _draw_affinity(m, rng)
         tilt = rng.normal(size=m.categories)
         affinity[d] = m.affinity * fresh if d % 2 == 0 else 0.2 * m.affinity * fresh - affinity[d - 1]
         bias[d] = m.bias * tilt if d % 2 == 0 else 0.2 * m.bias * tilt - bias[d - 1]
@@ -184,6 +187,12 @@ def _draw_domains(m: config.Market, count: int, rng: np.random.Generator) -> dic
         "appeal": m.appeal * rng.normal(size=m.categories),
         "eagerness": m.eagerness * rng.normal(size=m.segments),
     }
+
+
+def _draw_affinity(m: config.Market, rng: np.random.Generator) -> Floats:
+    """Of every segment and category, with variance 1."""
+    affinity: Floats = rng.normal(size=(m.segments, m.rank)) @ rng.normal(size=(m.rank, m.categories)) / np.sqrt(m.rank)
+    return affinity
 
 
 def _draw_items(
@@ -305,6 +314,7 @@ def _joint(world: World, user: Ints, item: Ints, domain: Ints, time: Ints, posit
     pays = world.domain_weights[domain]
     near = _nearness(m.grid, world.user_place[user], world.item_place[item])
     quality, author = world.quality[item], world.author_quality[item]
+    own = world.task_affinity[:, world.segment[user], category]
     click = _sigmoid(
         m.base
         + world.domain_shift[domain]
@@ -319,11 +329,11 @@ def _joint(world: World, user: Ints, item: Ints, domain: Ints, time: Ints, posit
         + m.place * near
         + world.user_bias[user]
         - m.position * np.log(position)
+        + own[0]
     )
-    long_view = _sigmoid(-0.6 + 0.7 * quality + 1.2 * taste + 0.4 * interest - world.bias[domain, category])
-    match = world.affinity[domain, world.segment[user], category] + pays[:, 0] * interest
-    like = _sigmoid(-1.9 + 0.7 * author + 0.9 * interest + 0.8 * world.user_bias[user] - m.conflict * match)
-    convert = _sigmoid(-2.6 + 0.5 * quality + 0.8 * interest + 0.8 * near + 0.5 * freshness)
+    long_view = _sigmoid(-0.6 + 0.7 * quality + 1.2 * taste + 0.4 * interest - world.bias[domain, category] + own[1])
+    like = _sigmoid(-1.9 + 0.7 * author + 0.9 * interest + 0.8 * world.user_bias[user] + own[2])
+    convert = _sigmoid(-2.6 + 0.5 * quality + 0.8 * interest + 0.8 * near + 0.5 * freshness + own[3])
     return click, click * long_view, click * like, click * convert
 
 
