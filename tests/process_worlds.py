@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +23,11 @@ from models.objective import objective
 from models.schema import Field, Schema
 from pipeline.features.store import FeatureStore, Recipe
 from pipeline.lake import write_json
-from pipeline.ranking.batches import Encoder, in_order, shuffled
+from pipeline.ranking.batches import Encoder, in_order
 from pipeline.ranking.fit import fit
 from pipeline.ranking.launch import process_group
 from pipeline.ranking.losses import masked_bce
+from pipeline.ranking.stream import Stored, shuffled
 
 ROWS = examples(16 * 4 + 5)
 WORLDS = {
@@ -113,8 +115,10 @@ def rows_of_batches() -> dict[str, list[list[int]]]:
     known = store()
     encoder, one = Encoder(known), np.ones(11, np.int64)
     rows = known.rows(np.arange(1, 12), one, one * 0, one)
-    kinds = {"shuffled": shuffled(encoder, rows, size=5, seed=0)(1), "in_order": in_order(encoder, rows, size=5)}
-    return {name: [batch["user"].tolist() for batch in batches] for name, batches in kinds.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        stored = Stored.write(Path(folder) / "records.bin", [encoder.records(rows)])
+        kinds = {"shuffled": shuffled(encoder, stored, size=5, seed=0)(1), "in_order": in_order(encoder, rows, size=5)}
+        return {name: [batch["user"].tolist() for batch in batches] for name, batches in kinds.items()}
 
 
 def standardised() -> Tensor:

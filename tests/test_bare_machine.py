@@ -26,9 +26,10 @@ def main() -> None:
     from models.objective import objective
     from models.schema import Field, Schema
     from pipeline.features.store import FeatureStore, Recipe
-    from pipeline.ranking.batches import Encoder, shuffled
+    from pipeline.ranking.batches import Encoder
     from pipeline.ranking.fit import fit
     from pipeline.ranking.losses import masked_bce
+    from pipeline.ranking.stream import Stored, shuffled
 
     fields = Field("user_id", 13, "user"), Field("item_id", 2, "item"), Field("domain", 2, "context")
     schema = Schema(fields, (), (), ("click",), ("home",))
@@ -47,9 +48,11 @@ def main() -> None:
     rows.labels[:, 0] = rows.user % 2
     losses: list[float] = []
     torch.manual_seed(0)
+    encoder = Encoder(store)
+    stored = Stored.write(Path(sys.argv[1]) / "records.bin", [encoder.records(rows)])
     fit(
         RANKERS["flat_dnn"](schema),
-        shuffled(Encoder(store), rows, size=4, seed=0),
+        shuffled(encoder, stored, size=4, seed=0),
         lambda model, batch: objective(model, batch, masked_bce),
         lambda model: {"score": 0.0},
         steps=3,
@@ -62,9 +65,10 @@ def main() -> None:
     assert losses[-1] < losses[0] / 2, losses
 
 
-def test_a_ranker_is_trained() -> None:
+def test_a_ranker_is_trained(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, __file__, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

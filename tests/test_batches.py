@@ -6,7 +6,7 @@ import torch
 
 from models.schema import Field, Schema, Sequence
 from pipeline.features.store import FeatureStore, Recipe
-from pipeline.ranking.batches import Encoder, in_order, shuffled
+from pipeline.ranking.batches import Encoder, in_order
 
 MINUTE = 60_000_000
 
@@ -94,19 +94,12 @@ def test_no_rows_are_a_batch_too(store, rows):
     assert empty["clicked.fields"].shape == (0, 2)
 
 
-def test_batches_come_shuffled_by_seed_and_epoch_or_in_order(store, rows):
-    encoder = Encoder(store)
+def test_batches_come_in_order(store, rows):
     many = rows.take(np.arange(60) % 3)
     many.time[:] = np.arange(60)
-
-    def order(seed, epoch):
-        return [batch["fields"].tolist() for batch in shuffled(encoder, many, size=7, seed=seed)(epoch)]
-
-    assert order(0, 1) == order(0, 1)
-    assert order(0, 1) != order(0, 2)
-    assert order(0, 1) != order(1, 1)
-    assert sorted(row for batch in order(0, 1) for row in batch) == sorted(encoder(many)["fields"].tolist())
-    assert [len(batch["domain"]) for batch in in_order(encoder, many, size=25)] == [25, 25, 10]
+    batches = list(in_order(Encoder(store), many, size=25))
+    assert [len(batch["domain"]) for batch in batches] == [25, 25, 10]
+    assert torch.equal(torch.cat([batch["fields"] for batch in batches]), Encoder(store)(many)["fields"])
 
 
 def test_no_rows_are_scored_as_one_batch(store, rows):

@@ -11,13 +11,13 @@ import torch
 from conftest import latest
 from event_tables import CONTRACT, FEATURES, write_events
 
-from pipeline import config
+from pipeline import config, lake
 from pipeline.config import Fine, Loss, Split
 from pipeline.evaluation.impressions import as_known
 from pipeline.features.build import build
-from pipeline.features.store import FeatureStore
+from pipeline.features.store import FeatureStore, Rows
 from pipeline.lake import InputError
-from pipeline.ranking import chain, delay, fine
+from pipeline.ranking import chain, delay, fine, training
 from pipeline.ranking.batches import Encoder
 from pipeline.ranking.carry import Known
 from pipeline.ranking.delay import HOUR, DelayCurve
@@ -109,53 +109,64 @@ def store(tmp_path_factory):
     """Conversions up to 10 hours late, in a log whose last four hours are validation and test."""
     folder = tmp_path_factory.mktemp("delay")
     write_events(folder / "events", events=6_000)
-    (folder / "features").mkdir()
     features = replace(FEATURES, statistics=("user",), windows=("all",))
     split = Split(validation_days=1 / 12, test_days=1 / 12)
-    build(folder / "events", folder / "features", features=features, contract=CONTRACT, split=split)
-    return FeatureStore.open(folder / "features")
+    made = lake.stage(folder, "features", "late")
+    with made.writing() as out:
+        build(folder / "events", out, features=features, contract=CONTRACT, split=split)
+    return FeatureStore.open(made.path)
 
 
 LATE = Loss(delay=("convert",), delay_variance=0.5)
 CONVERT, CLICK = 2, 0
 
 
+def asked(store, before=None):
+    """What is asked of all rows of the train slice, and the curve."""
+    delays = delay.curves(store, LATE.delay)
+    parts = list(training.weighed(store, LATE, delays, seed=0, before=before))
+    beside = {name: np.concatenate([part.beside[name] for part in parts]) for name in parts[0].beside}
+    counts = {name: sum(getattr(part, name) for part in parts) for name in ("waiting", "late")}
+    return Rows.concatenate([part.rows for part in parts]), beside, counts, delays["convert"]
+
+
+def arrivals(store):
+    return store.columns(["convert_time"], "train")["convert_time"]
+
+
 def test_a_row_is_asked_by_what_is_known_when_the_log_ends(store):
-    rows, end = store.log("train"), store.slices["end"]
-    training = fine.weighed(store, rows, LATE, seed=0)
-    curve = training.delays["convert"]
-    age = end - rows.time
-    labels = training.rows.labels[:, CONVERT]
+    log, end = store.log("train"), store.slices["end"]
+    rows, beside, counts, curve = asked(store)
+    age = end - log.time
+    labels = rows.labels[:, CONVERT]
     assert np.array_equal(np.isnan(labels), age < curve.wait(0.5))
-    assert training.told["rows_waiting"] == np.isnan(labels).sum() > 0
-    arrival = delay.arrivals(store, "convert")
+    assert counts["waiting"] == np.isnan(labels).sum() > 0
+    arrival = arrivals(store)
     expected = (arrival > 0) & (arrival < end)
     assert np.array_equal(labels[~np.isnan(labels)] == 1, expected[~np.isnan(labels)])
-    np.testing.assert_array_equal(training.beside["known"][:, CONVERT], curve.known(age))
-    np.testing.assert_array_equal(training.beside["gained"], training.beside["known"])
-    assert (training.beside["known"][:, CLICK] == 1).all()
-    np.testing.assert_array_equal(training.rows.labels[:, CLICK], rows.labels[:, CLICK])
-    assert set(training.beside) == {"known", "gained"}
+    np.testing.assert_array_equal(beside["known"][:, CONVERT], curve.known(age))
+    np.testing.assert_array_equal(beside["gained"], beside["known"])
+    assert (beside["known"][:, CLICK] == 1).all()
+    np.testing.assert_array_equal(rows.labels[:, CLICK], log.labels[:, CLICK])
+    assert set(beside) == {"known", "gained"}
 
 
 def test_what_was_asked_before_is_asked_for_what_came_since(store):
-    rows, end = store.log("train"), store.slices["end"]
+    log, end = store.log("train"), store.slices["end"]
     until, then = end - 16 * HOUR, end - 12 * HOUR
-    before = Known(until, then, (), (), (), {})
-    training = fine.weighed(store, rows, LATE, seed=0, before=before)
-    asked, curve = training.rows, training.delays["convert"]
-    old = asked.time < until
-    assert np.isnan(asked.labels[old][:, CLICK]).all()
-    assert not np.isnan(asked.labels[~old][:, CLICK]).any()
-    assert not np.isnan(asked.labels[old][:, CONVERT]).any()
-    known_then = then - asked.time >= curve.wait(0.5)
-    share = np.where(old & known_then, curve.known(then - asked.time), 0)
-    np.testing.assert_allclose(training.beside["gained"][:, CONVERT], curve.known(end - asked.time) - share, atol=1e-6)
-    arrival = delay.arrivals(store, "convert")
-    late = (rows.time < until) & (arrival >= then) & (arrival < end)
-    asked_then = late & (then - rows.time >= curve.wait(0.5))
-    assert training.told["late_positives"] == asked_then.sum() > 0
-    assert asked.labels[old][:, CONVERT].sum() >= asked_then.sum()
+    rows, beside, counts, curve = asked(store, Known(until, then, (), (), (), {}))
+    old = rows.time < until
+    assert np.isnan(rows.labels[old][:, CLICK]).all()
+    assert not np.isnan(rows.labels[~old][:, CLICK]).any()
+    assert not np.isnan(rows.labels[old][:, CONVERT]).any()
+    known_then = then - rows.time >= curve.wait(0.5)
+    share = np.where(old & known_then, curve.known(then - rows.time), 0)
+    np.testing.assert_allclose(beside["gained"][:, CONVERT], curve.known(end - rows.time) - share, atol=1e-6)
+    arrival = arrivals(store)
+    late = (log.time < until) & (arrival >= then) & (arrival < end)
+    asked_then = late & (then - log.time >= curve.wait(0.5))
+    assert counts["late"] == asked_then.sum() > 0
+    assert rows.labels[old][:, CONVERT].sum() >= asked_then.sum()
 
 
 def test_the_fit_is_right_on_average_though_labels_are_missing():
@@ -182,13 +193,13 @@ def test_the_fit_is_right_on_average_though_labels_are_missing():
 
 def test_predictions_tell_what_can_be_known_of_the_test_slice(store):
     settings = Fine(model="lr", epochs=1, loss=LATE)
-    training = fine.weighed(store, store.log("train"), LATE, seed=0)
     encoder = Encoder(store)
+    prepared = training.prepared(store, encoder, settings, seed=0)
     model, _ = fine.learn(
-        encoder, store.schema, training, store.log("validation"), settings=settings, seed=0, log=lambda *_: None
+        encoder, store.schema, prepared, store.log("validation"), settings=settings, seed=0, log=lambda *_: None
     )
-    told = pl.DataFrame(chain.predict(store, encoder, model, store.schema, training.delays))
-    share = training.delays["convert"].known(store.slices["end"] - told["time"].to_numpy())
+    told = pl.DataFrame(chain.predict(store, encoder, model, store.schema, prepared.delays))
+    share = prepared.delays["convert"].known(store.slices["end"] - told["time"].to_numpy())
     np.testing.assert_array_equal(told["known_convert"], share)
     seen = as_known(told)
     np.testing.assert_allclose(seen["score_convert"], told["score_convert"] * told["known_convert"])

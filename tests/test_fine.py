@@ -12,8 +12,8 @@ from models import RANKERS
 from models.schema import Schema
 from pipeline.config import Fine, Loss
 from pipeline.features.store import FeatureStore
-from pipeline.ranking import chain, fine
-from pipeline.ranking.batches import Encoder
+from pipeline.ranking import chain, fine, training
+from pipeline.ranking.batches import Encoder, in_order
 from pipeline.ranking.fuse import ndcg
 from pipeline.ranking.losses import masked_bce
 from pipeline.ranking.merged import Merged
@@ -120,18 +120,18 @@ def test_boosted_trees_are_grown_before_training_and_kept(folders, store, tmp_pa
     )
     ranker, encoder = fine.load(tmp_path), Encoder(store)
     grown = RANKERS["gbdt_lr"](ranker.schema, trees=5)
-    grow(grown, encoder, store.log("train"), seed=3)
+    grow(grown, in_order(encoder, store.log("train"), size=1_000), seed=3)
     columns = grown.columns(encoder(store.log("test")))
     assert torch.equal(ranker.model.model.trees(columns), grown.trees(columns))
     assert ranker.model.model.weights.any(dim=-1).any(dim=-1).all()
 
 
 def test_impressions_and_candidates_mask_each_others_labels(folders, store):
-    rows = fine._impressions(store.log("validation"))
+    rows = training.unlabelled(store.log("validation"))
     assert np.isnan(rows.labels[:, -1]).all()
     assert not np.isnan(rows.labels[:, :-1]).any()
     merged = Merged.open(folders["recall_validation"])
-    rows = fine._candidates(store, merged, QUICK, seed=0)
+    rows = training.candidates(store, merged, "")
     assert np.isnan(rows.labels[:, :-1]).all()
     assert rows.labels[:, -1].sum() == merged.positive.sum()
 
@@ -166,8 +166,7 @@ def test_all_losses_together_train_a_ranker_whose_mean_is_right(folders, store, 
     positive = (log.labels == 1).any(axis=1)
     assert positive.sum() < told["training_impressions"] < positive.sum() + 0.35 * (~positive).sum()
     assert told["negatives_gradient"] > told["negatives_gradient_without_ranking"] > 0
-    merged = Merged.open(folders["recall_validation"])
-    distil = fine.first_requests(merged.only(merged.fold == "distil"), QUICK.candidate_requests)
+    distil = training.first_requests(folders["recall_validation"], "distil", QUICK.candidate_requests)
     shown = store.log("validation")
     shown = shown.take(~np.isin(shown.user, distil.user))
     scores = fine.probabilities(ranker.model, Encoder(store), shown)

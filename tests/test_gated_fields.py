@@ -12,12 +12,13 @@ import pytest
 from event_tables import CONTRACT, FEATURES, write_events
 from torch import nn
 
-from pipeline.config import Crosses, Fine, Loss, Split
+from pipeline import lake
+from pipeline.config import Crosses, Fine, Split
 from pipeline.diagnostics.gated_fields import by_gate
 from pipeline.evaluation.metrics import auc
 from pipeline.features.build import build
 from pipeline.features.store import FeatureStore
-from pipeline.ranking import fine
+from pipeline.ranking import fine, training
 from pipeline.ranking.batches import Encoder, in_order
 
 COLUMNS = ("segment", "age", "category", "tag")
@@ -41,19 +42,20 @@ def events(tmp_path_factory) -> Path:
 
 
 def store(events: Path, out: Path, crosses: Crosses) -> FeatureStore:
-    out.mkdir()
     features = replace(FEATURES, crosses=crosses, statistics=("user",), windows=("all",))
-    build(events, out, features=features, contract=CONTRACT, split=Split())
-    return FeatureStore.open(out)
+    made = lake.stage(out, "features", "planted")
+    with made.writing() as folder:
+        build(events, folder, features=features, contract=CONTRACT, split=Split())
+    return FeatureStore.open(made.path)
 
 
 def trained(store: FeatureStore, model: str) -> nn.Module:
-    encoder, training = Encoder(store), fine.weighed(store, store.log("train"), Loss(), seed=0)
+    encoder = Encoder(store)
     settings = Fine(model=model, epochs=3, learning_rate=0.01, batch_size=128, patience=3)
     return fine.learn(
         encoder,
         store.schema,
-        training,
+        training.prepared(store, encoder, settings, seed=0),
         store.log("validation"),
         settings=settings,
         seed=0,

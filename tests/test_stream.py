@@ -1,9 +1,8 @@
-"""Records and the batches streamed from them: those of the encoder, byte for byte, in an order of which little is in
-memory."""
+"""Records and the batches shuffled out of a file of them: those of the encoder, byte for byte, in an order of which
+little is in memory."""
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -14,15 +13,14 @@ from event_tables import CONTRACT, FEATURES, write_events
 
 from models import RANKERS
 from models.objective import objective
-from pipeline import lake
 from pipeline.config import Crosses, Split
 from pipeline.evaluation.metrics import auc
 from pipeline.features.build import build
-from pipeline.features.store import FeatureStore, Rows, row_groups
-from pipeline.ranking.batches import Encoder, in_order, layout
+from pipeline.features.store import FeatureStore
+from pipeline.ranking.batches import Encoder, in_order
 from pipeline.ranking.fit import fit
 from pipeline.ranking.losses import masked_bce
-from pipeline.ranking.stream import recorded, rows_of, streamed
+from pipeline.ranking.stream import Stored, shuffled
 
 SETTINGS = replace(FEATURES, parts=2, crosses=Crosses(pairs=("segment*category",)), admit_after=3)
 
@@ -30,11 +28,37 @@ SETTINGS = replace(FEATURES, parts=2, crosses=Crosses(pairs=("segment*category",
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     root = tmp_path_factory.mktemp("root")
-    with pytest.MonkeyPatch.context() as patch, lake.stage(root, "features", "first").writing() as folder:
-        patch.setattr("pipeline.features.facts.ROW_GROUP", 40)
-        events = write_events(root / "events", events=900, users=60, items=40, days=5)
-        build(events, folder, features=SETTINGS, contract=CONTRACT, split=Split(1.5, 1))
-    return FeatureStore.open(root / "features-first")
+    (root / "features").mkdir()
+    events = write_events(root / "events", events=900, users=60, items=40, days=5)
+    build(events, root / "features", features=SETTINGS, contract=CONTRACT, split=Split(1.5, 1))
+    return FeatureStore.open(root / "features")
+
+
+@pytest.fixture(scope="module")
+def encoder(store):
+    return Encoder(store)
+
+
+@pytest.fixture(scope="module")
+def log(store):
+    return store.log("train")
+
+
+@pytest.fixture(scope="module")
+def beside(log):
+    """A weight, and two numbers by label."""
+    random = np.random.default_rng(0)
+    labels = log.labels.shape[1]
+    return {"weight": random.random(len(log), np.float32), "known": random.random((len(log), labels), np.float32)}
+
+
+@pytest.fixture(scope="module")
+def stored(store, encoder, log, beside):
+    def part(begin):
+        index = slice(begin, begin + 100)
+        return encoder.records(log.take(index), {name: column[index] for name, column in beside.items()})
+
+    return Stored.write(store.folder / "records.bin", map(part, range(0, len(log), 100)))
 
 
 def seen(batches) -> Counter:
@@ -45,10 +69,9 @@ def seen(batches) -> Counter:
     return Counter(rows)
 
 
-@pytest.mark.parametrize("slice_name", ["train", "validation", "test"])
-def test_an_epoch_has_every_row_of_the_slice_once(store, slice_name):
-    encoder, log = Encoder(store), store.log(slice_name)
-    batches = list(streamed(store, encoder, slice_name, size=64, seed=0, block=16, mixed=5)(1))
+def test_an_epoch_has_every_row_once(encoder, stored, log):
+    batches = list(shuffled(encoder, stored, size=64, seed=0, block=16, mixed=5)(1))
+    assert len(stored) == len(log)
     assert seen(batches) == seen([encoder(log)])
     assert [len(batch["user"]) for batch in batches] == [64] * (len(log) // 64) + [len(log) % 64]
     histories = sum(len(batch["clicked.row"]) for batch in batches)
@@ -57,11 +80,9 @@ def test_an_epoch_has_every_row_of_the_slice_once(store, slice_name):
 
 @pytest.mark.parametrize("size", [64, 100])
 @pytest.mark.parametrize(("block", "mixed"), [(16, 5), (7, 11), (10_000, 3)])
-def test_batches_are_those_of_rows_in_memory_byte_for_byte(store, size, block, mixed):
+def test_batches_are_those_of_rows_in_memory_byte_for_byte(encoder, stored, log, beside, size, block, mixed):
     """A twin that holds all rows: blocks in random order, windows of them shuffled, what is left goes to the next."""
-    encoder = Encoder(store)
-    rows = Rows.concatenate(list(rows_of(store, "train")))
-    blocks = [np.arange(begin, min(begin + block, len(rows))) for begin in range(0, len(rows), block)]
+    blocks = [np.arange(begin, min(begin + block, len(log))) for begin in range(0, len(log), block)]
     for number in (1, 2):
         random = np.random.default_rng([3, number])
         order, left, expected = random.permutation(len(blocks)), np.empty(0, np.int64), []
@@ -71,10 +92,11 @@ def test_batches_are_those_of_rows_in_memory_byte_for_byte(store, size, block, m
             whole = len(window) if place + mixed >= len(order) else len(window) // size * size
             expected += [window[begin : begin + size] for begin in range(0, whole, size)]
             left = window[whole:]
-        found = list(streamed(store, encoder, "train", size=size, seed=3, block=block, mixed=mixed)(number))
+        found = list(shuffled(encoder, stored, size=size, seed=3, block=block, mixed=mixed)(number))
         assert len(found) == len(expected)
         for batch, index in zip(found, expected, strict=True):
-            whole = encoder(rows, torch.from_numpy(index))
+            further = {name: torch.from_numpy(column[index]) for name, column in beside.items()}
+            whole = {**encoder(log, torch.from_numpy(index)), **further}
             assert list(batch) == list(whole)
             for name, column in whole.items():
                 assert batch[name].dtype == column.dtype
@@ -82,9 +104,16 @@ def test_batches_are_those_of_rows_in_memory_byte_for_byte(store, size, block, m
                 assert batch[name].is_contiguous()
 
 
-def test_seed_and_epoch_alone_decide_the_order(store):
+def test_few_rows_are_shuffled_as_a_whole(encoder, stored, log):
+    """By default a window holds more rows than there are: pairs of successive rows do not stay near each other."""
+    user = np.concatenate([batch["user"].numpy() for batch in shuffled(encoder, stored, size=50, seed=0)(1)])
+    assert sorted(user) == sorted(log.user)
+    assert (user[1:] == user[:-1]).mean() < 0.1
+
+
+def test_seed_and_epoch_alone_decide_the_order(encoder, stored):
     def users(seed, number):
-        epoch = streamed(store, Encoder(store), "train", size=50, seed=seed, block=16, mixed=3)
+        epoch = shuffled(encoder, stored, size=50, seed=seed, block=16, mixed=3)
         return np.concatenate([batch["user"].numpy() for batch in epoch(number)])
 
     np.testing.assert_array_equal(users(0, 1), users(0, 1))
@@ -92,32 +121,29 @@ def test_seed_and_epoch_alone_decide_the_order(store):
     assert (users(0, 1) != users(1, 1)).any()
 
 
-def test_a_batch_mixes_days(store):
-    assert len(row_groups(store.folder)) > 20
-    log = store.log("train")
-    first = next(streamed(store, Encoder(store), "train", size=100, seed=0, block=16, mixed=20)(1))
+def test_a_batch_mixes_days(encoder, stored, log):
+    first = next(shuffled(encoder, stored, size=100, seed=0, block=16, mixed=20)(1))
     assert len(first["user"].unique()) > 30
     day = {tuple(row): time // 86_400_000_000 for row, time in zip(log.numbers.tolist(), log.time, strict=True)}
     assert len({day[tuple(row)] for row in first["numbers"].tolist()}) > 2
 
 
-def test_training_reads_it(store):
+def test_training_reads_it(store, encoder, stored, log):
     """Logistic regression learns the clicks that it is shown: inputs and labels of a row belong together."""
     torch.manual_seed(0)
-    encoder, model = Encoder(store), RANKERS["lr"](store.schema)
-    train = store.log("train")
+    model = RANKERS["lr"](store.schema)
     losses = []
 
     def validate(model):
-        scores = torch.cat([model(batch)[:, 0] for batch in in_order(encoder, train, size=100)])
-        return {"auc": auc(train.labels[:, 0], scores.detach().numpy())}
+        scores = torch.cat([model(batch)[:, 0] for batch in in_order(encoder, log, size=100)])
+        return {"auc": auc(log.labels[:, 0], scores.detach().numpy())}
 
     fitted = fit(
         model,
-        streamed(store, encoder, "train", size=64, seed=0, block=16, mixed=5),
+        shuffled(encoder, stored, size=64, seed=0, block=16, mixed=5),
         lambda model, batch: objective(model, batch, masked_bce),
         validate,
-        steps=-(-len(train) // 64),
+        steps=-(-len(log) // 64),
         epochs=4,
         learning_rate=0.02,
         monitor="auc",
@@ -128,21 +154,26 @@ def test_training_reads_it(store):
     assert fitted.metrics["auc"] > 0.6
 
 
-def test_records_are_written_once_and_those_of_other_features_go(store, tmp_path):
-    shutil.copytree(store.folder, tmp_path / "features-first")
-    here = replace(store, folder=tmp_path / "features-first")
-    path = recorded(here, Encoder(here), "train")
-    assert path.stat().st_size == len(here.log("train")) * layout(here.schema).itemsize
-    written = path.stat().st_mtime_ns
-    assert recorded(here, Encoder(here), "train").stat().st_mtime_ns == written
-    assert recorded(here, Encoder(here), "test") != path
-    lake.write_json(here.folder / lake.MANIFEST, {"fingerprint": "second", "files": {}})
-    assert recorded(here, Encoder(here), "train") != path
-    assert not path.exists()
-    assert len(list(tmp_path.glob("records_test-*"))) == len(list(tmp_path.glob("records_train-*"))) == 1
+def test_all_records_are_read_in_order(encoder, stored, log):
+    parts = list(stored.parts(70))
+    assert [len(part) for part in parts[:-1]] == [70] * (len(log) // 70)
+    assert torch.equal(torch.cat([encoder.batch(part)["fields"] for part in parts]), encoder(log)["fields"])
 
 
-def test_a_row_in_an_unknown_domain_is_not_recorded(store):
-    log = store.log("test")
+def test_a_file_that_was_cut_off_is_named(encoder, stored, tmp_path):
+    short = Stored(tmp_path / "short.bin", stored.kind)
+    short.path.write_bytes(stored.path.read_bytes())
+    epoch = shuffled(encoder, short, size=64, seed=0)
+    short.path.write_bytes(stored.path.read_bytes()[:-1])
+    with pytest.raises(OSError, match=r"short\.bin: ends in the middle of a block"):
+        list(epoch(1))
+
+
+def test_nothing_to_write_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="nothing to write"):
+        Stored.write(tmp_path / "none.bin", [])
+
+
+def test_a_row_in_an_unknown_domain_is_not_recorded(encoder, log):
     with pytest.raises(ValueError, match="column domain: 3 is the number of no domain"):
-        Encoder(store).records(replace(log, domain=np.full_like(log.domain, 3)))
+        encoder.records(replace(log, domain=np.full_like(log.domain, 3)))

@@ -16,7 +16,7 @@ from models.rankers.gbdt_lr import GBDTLR, MOST_CODES, Trees
 from models.schema import Field
 from pipeline.bench.market import features_of
 from pipeline.features.store import FeatureStore, Rows
-from pipeline.ranking.batches import Encoder
+from pipeline.ranking.batches import Encoder, in_order
 from pipeline.ranking.trees import boost, float32_below, grow, write
 
 
@@ -141,7 +141,7 @@ def test_grown_on_a_store_the_leaves_are_lightgbms_for_all_rows(market: tuple[En
     torch.manual_seed(0)
     model = GBDTLR(encoder.schema, trees=10)
     before = model.trees.column.clone()
-    grow(model, encoder, rows, seed=0)
+    grow(model, in_order(encoder, rows, size=500), seed=0)
     assert not torch.equal(model.trees.column, before)
     columns = model.columns(encoder(rows))
     booster = boost(columns.numpy(), rows.labels[:, 0].copy(), model.trees, seed=0)
@@ -154,7 +154,7 @@ def test_grown_on_rows_whose_first_label_is_known(market: tuple[Encoder, Rows]) 
 
     def leaves(labels: np.ndarray, chosen: slice = slice(None)) -> Tensor:
         model = GBDTLR(encoder.schema, trees=5)
-        grow(model, encoder, replace(rows, labels=labels).take(chosen), seed=0)
+        grow(model, in_order(encoder, replace(rows, labels=labels).take(chosen), size=500), seed=0)
         return model.trees(model.columns(encoder(rows)))
 
     half, second = rows.labels.copy(), rows.labels.copy()
@@ -193,10 +193,10 @@ def test_logits_are_the_weights_of_the_leaves_and_those_of_lr() -> None:
 def test_scoring_needs_no_lightgbm(market: tuple[Encoder, Rows], monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, rows = market
     model = GBDTLR(encoder.schema, trees=5)
-    grow(model, encoder, rows, seed=0)
+    grow(model, in_order(encoder, rows, size=500), seed=0)
     monkeypatch.setitem(sys.modules, "lightgbm", None)
     twin = RANKERS["gbdt_lr"](encoder.schema, trees=5)
     twin.load_state_dict(model.state_dict())
     assert torch.equal(twin(encoder(rows)), model(encoder(rows)))
     with pytest.raises(ImportError):
-        grow(twin, encoder, rows, seed=0)
+        grow(twin, in_order(encoder, rows, size=500), seed=0)

@@ -7,14 +7,14 @@ from pipeline.ranking.weighting import earlier_exposures, mean_shift, repeat_wei
 NAN = float("nan")
 
 
-def rows_of(labels, user=None, item=None, time=None):
+def rows_of(labels):
     count = len(labels)
     zeros = np.zeros(count, np.int32)
     return Rows(
-        user=zeros if user is None else np.array(user, np.int32),
-        item=zeros if item is None else np.array(item, np.int32),
+        user=zeros,
+        item=zeros,
         domain=zeros.astype(np.int16),
-        time=np.arange(count) if time is None else np.array(time),
+        time=np.arange(count),
         context=np.zeros((count, 0), np.int32),
         numbers=np.zeros((count, 0), np.float32),
         ends={},
@@ -42,9 +42,8 @@ def test_earlier_exposures_against_a_loop():
 
 
 def test_repeat_weights_on_paper():
-    rows = rows_of([[0]] * 3, user=[1, 1, 1], item=[5, 5, 6])
-    assert repeat_weights(rows, 2.0).tolist() == pytest.approx([1, 1 + 2 * np.log(2), 1])
-    assert repeat_weights(rows, 0.0).tolist() == [1, 1, 1]
+    user, item, time = np.array([[1, 1, 1], [5, 5, 6], [0, 1, 2]])
+    assert repeat_weights(user, item, time, 2.0).tolist() == pytest.approx([1, 1 + 2 * np.log(2), 1])
 
 
 def test_sampled_negatives_are_so_many_of_each_task_and_every_positive_stays():
@@ -62,6 +61,15 @@ def test_sampled_negatives_are_so_many_of_each_task_and_every_positive_stays():
     unliked = sampled.labels[of_clicked & (rows.labels[kept][:, 1] == 0), 1]
     assert (unliked == 0).mean() == pytest.approx(0.25, abs=0.02)
     assert not np.isnan(sampled.labels).all(axis=1).any()
+
+
+def test_negatives_are_sampled_part_by_part_as_at_once():
+    rows = rows_of(np.random.default_rng(0).integers(0, 2, (90, 2)))
+    whole, _ = sample_negatives(rows, 0.4, 7)
+    random = np.random.default_rng(7)
+    parts = [sample_negatives(rows.take(slice(begin, begin + 40)), 0.4, random)[0] for begin in (0, 40, 80)]
+    np.testing.assert_array_equal(np.concatenate([part.labels for part in parts]), whole.labels)
+    np.testing.assert_array_equal(np.concatenate([part.time for part in parts]), whole.time)
 
 
 def test_sampling_follows_its_seed_and_a_rate_of_one_changes_nothing():

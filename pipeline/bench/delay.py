@@ -21,7 +21,7 @@ from pipeline import lake
 from pipeline.config import Contract, Features, Fine, Loss, Market, Simulator, Split
 from pipeline.features import build
 from pipeline.features.store import DAY, FeatureStore
-from pipeline.ranking import fine
+from pipeline.ranking import fine, training
 from pipeline.ranking.batches import Encoder
 from pipeline.ranking.carry import Champion, Known
 from pipeline.sources import contract
@@ -120,14 +120,16 @@ def learn(
 ) -> Champion:
     """A ranker trained on, or anew where there is none, on what the train slice has that is new."""
     rows = store.log("train")
+    prepared = training.prepared(store, encoder, settings, seed, before=old.known if old else None)
     model, fitted = fine.learn(
         encoder,
         store.schema,
-        fine.weighed(store, rows, settings.loss, seed, old.known if old else None),
+        prepared,
         rows.take(slice(max(0, len(rows) - 1_000), len(rows))),
         settings=settings,
         seed=seed,
         log=lambda metrics, epoch: None,
         start=partial(old.into, now=now) if old else None,
     )
+    prepared.remove()
     return Champion(model.model.state_dict(), now, fitted.memory)

@@ -12,10 +12,11 @@ from pathlib import Path
 from statistics import median
 
 from pipeline.bench.market import features_of
-from pipeline.config import Features
+from pipeline.config import Features, Fine
 from pipeline.features.store import FeatureStore
-from pipeline.ranking.batches import Batch, Encoder, layout, shuffled
-from pipeline.ranking.stream import recorded, streamed
+from pipeline.ranking.batches import Batch, Encoder
+from pipeline.ranking.stream import shuffled
+from pipeline.ranking.training import prepared
 
 FORTY = Features(
     item=("author_id", "category"),
@@ -24,15 +25,17 @@ FORTY = Features(
     behaviours={},
 )
 
+TAKEN_AS_IT_IS = Fine()
+
 
 def bench(
     rows: int = 300_000, batch_size: int = 4_096, block: int = 4_096, mixed: int = 16, runs: int = 3, seed: int = 0
 ) -> dict[str, float]:
     """Of 40 columns without histories and, as `funnel_…`, of the funnel's own features with two.
 
-    `encode_` is what writing the records takes, once; `stream_` an epoch of them, which the system's cache has dropped
-    before, so that they are read from the disk; `memory_` one of rows in memory. Columns are fields, numbers and
-    labels, MiB the records' bytes. `stream_peak_mib` is what the epochs hold at most beside the store, in a process of
+    `encode_` is what writing the records takes, once, features and labels read; `stream_` an epoch of them, which the
+    system's cache has dropped before, so that they are read from the disk. Columns are fields, numbers and labels, MiB
+    the records' bytes. `stream_peak_mib` is what the epochs hold at most beside the store, in a process of
     their own: two windows of `window_mib`, and batches.
     """
     figures: dict[str, float] = {}
@@ -44,18 +47,16 @@ def bench(
             store = FeatureStore.open(folder)
             encoder = Encoder(store)
             begun = time.perf_counter()
-            recorded(store, encoder, "train")
+            stored = prepared(store, encoder, TAKEN_AS_IT_IS, seed).stored
             encoding = time.perf_counter() - begun
-            log = store.log("train")
-            memory, _ = _epochs(shuffled(encoder, log, size=batch_size, seed=seed), runs, lambda: None)
             seconds, events, peak = process.submit(_stream, folder, batch_size, block, mixed, runs, seed).result()
-        schema, width, count = store.schema, layout(store.schema).itemsize, len(log)
+            count = len(stored)
+        schema, width = store.schema, stored.kind.itemsize
         told = {
             "rows": count,
             "columns": len(schema.fields) + len(schema.numbers) + len(schema.labels),
             "events_per_row": events / count,
             "encode_rows_per_second": count / encoding,
-            "memory_rows_per_second": count / memory,
             "stream_rows_per_second": count / seconds,
             "stream_mib_per_second": count * width / 2**20 / seconds,
             "window_mib": (batch_size + block * mixed) * width / 2**20,
@@ -69,10 +70,10 @@ def _stream(folder: Path, batch_size: int, block: int, mixed: int, runs: int, se
     """Seconds of an epoch of records, the events of its histories, and the MiB that it took at most."""
     store = FeatureStore.open(folder)
     encoder = Encoder(store)
-    records = recorded(store, encoder, "train")
-    epoch = streamed(store, encoder, "train", size=batch_size, seed=seed, block=block, mixed=mixed)
+    stored = prepared(store, encoder, TAKEN_AS_IT_IS, seed).stored
+    epoch = shuffled(encoder, stored, size=batch_size, seed=seed, block=block, mixed=mixed)
     held = _peak_mib()
-    return *_epochs(epoch, runs, lambda: _drop(records)), _peak_mib() - held
+    return *_epochs(epoch, runs, lambda: _drop(stored.path)), _peak_mib() - held
 
 
 def _epochs(epoch: Callable[[int], Iterable[Batch]], runs: int, before: Callable[[], None]) -> tuple[float, int]:

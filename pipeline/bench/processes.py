@@ -16,10 +16,11 @@ from models import processes as others
 from models.objective import objective
 from pipeline.bench import workload
 from pipeline.bench.train import TASKS
-from pipeline.ranking.batches import Encoder, shuffled
+from pipeline.ranking.batches import Encoder
 from pipeline.ranking.fit import Log, fit
 from pipeline.ranking.launch import HERE, together
 from pipeline.ranking.losses import masked_bce
+from pipeline.ranking.stream import Stored, shuffled
 
 
 def bench(
@@ -63,8 +64,9 @@ def measure(folder: Path, out: Path, *, task: str, batch_size: int, seed: int, l
     torch.set_num_threads(1)
     chosen = TASKS[task]
     store = workload.open_store(folder, history=chosen.history, labels=chosen.labels)
-    rows = workload.read_rows(store, workload.TRAIN)
     encoder = Encoder(store)
+    records = encoder.records(workload.read_rows(store, workload.TRAIN))
+    stored = Stored.write(folder / f"records-{others.place()}.bin", [records])
     torch.manual_seed(seed)
     losses: list[float] = []
     wall, processor = [0.0], [0.0]
@@ -76,10 +78,10 @@ def measure(folder: Path, out: Path, *, task: str, batch_size: int, seed: int, l
 
     fit(
         RANKERS[chosen.ranker](store.schema, **chosen.options),
-        shuffled(encoder, rows, size=batch_size, seed=seed),
+        shuffled(encoder, stored, size=batch_size, seed=seed),
         lambda model, batch: objective(model, batch, masked_bce),
         validate,
-        steps=-(-len(rows) // batch_size),
+        steps=-(-len(stored) // batch_size),
         epochs=2,
         learning_rate=0.003,
         monitor="none",
@@ -88,7 +90,7 @@ def measure(folder: Path, out: Path, *, task: str, batch_size: int, seed: int, l
     )
     spent = others.total(torch.tensor(processor[2] - processor[1], dtype=torch.float64))
     return {
-        "rows_per_second": len(rows) / (wall[2] - wall[1]),
+        "rows_per_second": len(stored) / (wall[2] - wall[1]),
         "processor_seconds": float(spent),
         "loss": losses[-1] if losses else 0.0,
     }

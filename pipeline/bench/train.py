@@ -22,11 +22,12 @@ from models.objective import objective
 from models.two_tower import TwoTower
 from pipeline.bench import workload
 from pipeline.evaluation.metrics import auc
-from pipeline.features.store import FeatureStore
-from pipeline.ranking.batches import Batch, Encoder, in_order, shuffled
+from pipeline.features.store import Columns, FeatureStore
+from pipeline.ranking.batches import Batch, Encoder, in_order
 from pipeline.ranking.fine import probabilities
 from pipeline.ranking.fit import fit
 from pipeline.ranking.losses import masked_bce
+from pipeline.ranking.stream import Stored, shuffled
 from pipeline.recall.losses import listwise
 from pipeline.recall.sampling import Sampler
 
@@ -107,19 +108,21 @@ def bench(
 
 
 def measure(task: Task, folder: Path, batch_size: int, seed: int) -> Measured:
+    """Encoding the rows for reading out of core is part of what is measured."""
     wall, processor = time.perf_counter(), time.process_time()
     store = _store(folder, task)
     rows, encoder = workload.read_rows(store, _file(task)), Encoder(store)
     torch.manual_seed(seed)
-    beside: Batch = {}
+    beside: Columns = {}
     if task.ranker == "two_tower":
         model: nn.Module = TwoTower(store.schema, **task.options)
         items = len(store.items["code_item_id"])
         sampler = Sampler.of(rows.item, np.arange(1, items), items)
-        item = torch.from_numpy(rows.item).long()
-        beside = {"item": item, "log_q": sampler.log_q(item, batch_size, 0)}
+        item = rows.item.astype(np.int64)
+        beside = {"item": item, "log_q": sampler.log_q(torch.from_numpy(item), batch_size, 0).numpy()}
     else:
         model = RANKERS[task.ranker](store.schema, **task.options)
+    stored = Stored.write(folder / "records.bin", [encoder.records(rows, beside)])
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         if isinstance(model, TwoTower):
@@ -132,7 +135,7 @@ def measure(task: Task, folder: Path, batch_size: int, seed: int) -> Measured:
     def batches(epoch: int) -> Iterator[Batch]:
         nonlocal waited
         asked = time.perf_counter()
-        for batch in shuffled(encoder, rows, size=batch_size, seed=seed, beside=beside)(epoch):
+        for batch in shuffled(encoder, stored, size=batch_size, seed=seed)(epoch):
             waited += time.perf_counter() - asked
             yield batch
             asked = time.perf_counter()

@@ -19,7 +19,7 @@ from pipeline.diagnostics import collapse
 from pipeline.evaluation.impressions import as_known, task_table
 from pipeline.evaluation.plots import DPI, LIGHT, WIDTH
 from pipeline.features.store import Rows
-from pipeline.ranking import chain, fine
+from pipeline.ranking import chain, fine, training
 from pipeline.ranking.batches import Encoder
 from pipeline.ranking.fit import Log
 
@@ -44,13 +44,13 @@ def contest(
     second; the milliseconds that 300 candidates of one request take, features looked up, on this machine; and the
     mean information abundance of the ids' and other fields' embeddings.
     """
-    store, encoder, train, held_out = fine.opened(features, settings.loss.watch_time)
-    training = fine.weighed(store, train, settings.loss, seed)
+    store, encoder, held_out = fine.opened(features, settings.loss.watch_time)
+    prepared = training.prepared(store, encoder, settings, seed)
     schema = fine.outputs(store.schema, settings)
     model, fitted = fine.learn(
-        encoder, schema, training, held_out, settings=settings, seed=seed, log=log, checkpoints=checkpoints
+        encoder, schema, prepared, held_out, settings=settings, seed=seed, log=log, checkpoints=checkpoints
     )
-    predictions = pl.DataFrame(pa.table(chain.predict(store, encoder, model, schema, training.delays)))
+    predictions = pl.DataFrame(pa.table(chain.predict(store, encoder, model, schema, prepared.delays)))
     names = pl.lit(pl.Series(store.schema.domains)).gather(pl.col("domain"))
     judged = task_table(as_known(predictions.with_columns(domain=names)), store.schema.labels).filter(exposure="all")
     metrics = {
@@ -58,8 +58,8 @@ def contest(
         **chain.watch_metrics(predictions.to_arrow(), schema),
         "best_epoch": fitted.epoch,
         "parameters": parameters(model),
-        "rows_per_second": fitted.epochs * len(training.rows) / fitted.seconds,
-        "ms_per_300": latency(model, encoder, training.rows.take(slice(0, CANDIDATES))),
+        "rows_per_second": fitted.epochs * len(prepared.stored) / fitted.seconds,
+        "ms_per_300": latency(model, encoder, held_out.take(slice(0, CANDIDATES))),
     }
     if abundance := collapse.by_field(model, store.schema):
         metrics["information_abundance"] = float(np.nanmean(list(abundance.values())))

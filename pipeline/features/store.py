@@ -180,17 +180,18 @@ class FeatureStore:
     def log(self, *slices: str) -> Rows:
         """The logged impressions of these slices ("train", "validation", "test"; all when none is named), in order of
         time, with their features as of then and their labels."""
-        tables = [self._of_slices(read_day(self.folder, day), slices) for day in self._days_of_slices(slices)]
-        return Rows.concatenate([self.decode(table) for table in tables])
+        return Rows.concatenate([self.decode(table) for table in self.tables(*slices)])
+
+    def tables(self, *slices: str, names: list[str] | None = None) -> Iterator[pa.Table]:
+        """The impressions that `log` gives, as the days' files hold them, a day at a time: all columns, or `user`,
+        `time` and the plain ones that are named."""
+        wanted = None if names is None else list(dict.fromkeys([*names, "user", "time"]))
+        for day in self._days_of_slices(slices):
+            yield self._of_slices(read_day(self.folder, day, wanted), slices)
 
     def columns(self, names: list[str], *slices: str) -> Columns:
         """Plain columns of the log (user, item, domain, time, random, labels and their times), in its order."""
-        wanted = list(dict.fromkeys([*names, "user", "time"]))
-        tables = [
-            self._of_slices(read_day(self.folder, day, wanted), slices).select(names)
-            for day in self._days_of_slices(slices)
-        ]
-        return as_columns(pa.concat_tables(tables))
+        return as_columns(pa.concat_tables([table.select(names) for table in self.tables(*slices, names=names)]))
 
     def decode(self, table: pa.Table) -> Rows:
         """Rows of days' files, as `read_day` gives them, as features and labels."""

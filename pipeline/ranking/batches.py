@@ -6,8 +6,7 @@ handful of gathers. Histories are packed, not padded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,6 +36,7 @@ class Encoder:
         self._context_offsets = torch.tensor([schema.offsets[i] for i in schema.positions("context", "cross")])
         by_role = (schema.positions("user"), schema.positions("item"), schema.positions("context", "cross"))
         self._order = as_index(np.argsort(np.concatenate(by_role)).tolist())
+        self._recorded = {*(layout(schema, len(schema.labels), {}).names or ())}
         self._content = torch.from_numpy(store.items["content"]) if "content" in store.items else None
         self._histories = {
             one.name: Histories.of(schema, one, store.behaviours[one.name], self._items.numpy())
@@ -59,29 +59,30 @@ class Encoder:
             return tensor if index is None else tensor[index]
 
         user, item, domain = pick(rows.user).long(), pick(rows.item).long(), pick(rows.domain).long()
-        if len(strange := domain[(domain < 0) | (domain >= len(self.schema.domains))]):
-            raise ValueError(
-                f"column domain: {int(strange[0])} is the number of no domain; score rows of "
-                f"{', '.join(self.schema.domains)}, or train again on a log with events of the new domain"
-            )
-        context = pick(rows.context).long() + self._context_offsets
-        fields = torch.cat([self._users[user], self._items[item], context], dim=1)[:, self._order]
+        self._check(domain.numpy())
+        fields = self._coded(user, item, pick(rows.context))
         owner = {} if asker is None else {"asker": torch.from_numpy(asker.astype(np.int64))}
         first = slice(None) if asker is None else np.searchsorted(asker, np.arange(asker.max(initial=-1) + 1))
         histories = {name: (pick(rows.ends[name])[first], pick(rows.lengths[name])[first]) for name in self._histories}
         columns = {"numbers": pick(rows.numbers), "domain": domain, "user": user, "labels": pick(rows.labels)}
         return {"fields": fields, **columns, **owner, **self._looked_up(item, pick(rows.time)[first], histories)}
 
-    def records(self, rows: Rows) -> Records:
-        """The rows (N,) as records (`layout`), of which `batch` makes what a call of the encoder makes of the rows."""
-        bare = self(replace(rows, lengths={name: np.zeros_like(column) for name, column in rows.lengths.items()}))
-        records = np.zeros(len(rows), layout(self.schema))
-        for name in ("fields", "numbers", "labels"):
-            records[name] = bare[name].numpy()
-        for name in ("user", "item", "domain", "time"):
+    def records(self, rows: Rows, beside: Columns | None = None) -> Records:
+        """The rows (N,), with further columns (N, …) of theirs `beside`, as records (`layout`), of which `batch` makes
+        what a call of the encoder makes of the rows."""
+        further = beside or {}
+        kinds = {name: np.dtype((column.dtype, column.shape[1:])) for name, column in further.items()}
+        records = np.zeros(len(rows), layout(self.schema, rows.labels.shape[1], kinds))
+        records["fields"] = self._coded(
+            *(torch.from_numpy(one) for one in (rows.user, rows.item, rows.context))
+        ).numpy()
+        for name in ("user", "item", "domain", "time", "numbers", "labels"):
             records[name] = getattr(rows, name)
         for name in self._histories:
             records[f"{name}_end"], records[f"{name}_length"] = rows.ends[name], rows.lengths[name]
+        for name, column in further.items():
+            records[name] = column
+        self._check(records["domain"])
         return records
 
     def batch(self, records: Records) -> Batch:
@@ -98,7 +99,20 @@ class Encoder:
             **{"fields": integers("fields"), "numbers": column("numbers")},
             **{"domain": integers("domain"), "user": integers("user"), "labels": column("labels")},
             **self._looked_up(integers("item"), column("time"), histories),
+            **{name: column(name) for name in records.dtype.names or () if name not in self._recorded},
         }
+
+    def _coded(self, user: Tensor, item: Tensor, context: Tensor) -> Tensor:
+        """The rows of the fused table (B, fields) that belong to users, items (B,) and codes of the context (B, …)."""
+        context = context.long() + self._context_offsets
+        return torch.cat([self._users[user.long()], self._items[item.long()], context], dim=1)[:, self._order]
+
+    def _check(self, domain: npt.NDArray[np.integer]) -> None:
+        if len(strange := domain[(domain < 0) | (domain >= len(self.schema.domains))]):
+            raise ValueError(
+                f"column domain: {int(strange[0])} is the number of no domain; score rows of "
+                f"{', '.join(self.schema.domains)}, or train again on a log with events of the new domain"
+            )
 
     def _looked_up(self, item: Tensor, time: Tensor, histories: dict[str, tuple[Tensor, Tensor]]) -> Batch:
         """What a batch has of the tables in memory: the items' content, and the events of the histories, of which there
@@ -110,44 +124,20 @@ class Encoder:
         return found
 
 
-def layout(schema: Schema) -> np.dtype[np.void]:
-    """What a record holds of a row: all that does not lie in memory anyway. `fields` are rows of the fused table, and
-    `<sequence>_end` and `<sequence>_length` the place of a history in its behaviour."""
-    columns: list[tuple[str, type] | tuple[str, type, tuple[int]]] = [
+def layout(schema: Schema, labels: int, beside: Mapping[str, npt.DTypeLike]) -> np.dtype[np.void]:
+    """What a record holds of a row with so many labels: all that does not lie in memory anyway. `fields` are rows of
+    the fused table, and `<sequence>_end` and `<sequence>_length` the place of a history in its behaviour."""
+    columns: list[Any] = [
         ("time", np.int64),
         *((f"{one.name}_end", np.int64) for one in schema.sequences),
         *((f"{one.name}_length", np.int32) for one in schema.sequences),
         *((name, np.int32) for name in ("user", "item", "domain")),
         ("fields", np.int32, (len(schema.fields),)),
         ("numbers", np.float32, (len(schema.numbers),)),
-        ("labels", np.float32, (len(schema.labels),)),
+        ("labels", np.float32, (labels,)),
+        *beside.items(),
     ]
     return np.dtype(columns, align=True)
-
-
-def shuffled(
-    encoder: Encoder,
-    rows: Rows,
-    *,
-    size: int,
-    seed: int,
-    device: torch.device | str = "cpu",
-    beside: Batch | None = None,
-) -> Callable[[int], Iterator[Batch]]:
-    """Batches of `size` rows, in an order that depends on the seed and the epoch alone; `beside` holds further columns
-    of the rows. Of several processes each has its part of every batch; fewer rows than these at an epoch's end are left
-    out of it."""
-
-    def epoch(number: int) -> Iterator[Batch]:
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed * 1_000 + number))
-        for whole in order.split(size):
-            if len(whole) < processes.count():
-                return
-            index = processes.part(whole)
-            further = {name: column[index] for name, column in (beside or {}).items()}
-            yield to_device({**encoder(rows, index), **further}, device)
-
-    return epoch
 
 
 def in_order(encoder: Encoder, rows: Rows, *, size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:

@@ -13,6 +13,7 @@ waits until that is at most `delay_variance`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.config import Loss
-from pipeline.features.store import UNKNOWN_TIME, FeatureStore, Rows
+from pipeline.features.store import UNKNOWN_TIME, FeatureStore, Rows, as_columns, delayed
 from pipeline.features.timeline import Integers
 from pipeline.lake import InputError
 from pipeline.ranking.carry import Known
@@ -89,33 +90,48 @@ class Asked:
 
 
 def curves(store: FeatureStore, tasks: tuple[str, ...]) -> dict[str, DelayCurve]:
-    """The delays of these tasks, from what is known of the train slice when the log ends.
+    """The delays of these tasks, from what is known of the train slice when the log ends; its positives are in memory.
 
     Raises `InputError` for a task without a column of times and for one with too few positives.
     """
     found, as_of = {}, store.slices["end"]
     for task in tasks:
-        arrival = arrivals(store, task)
-        time = store.columns(["time"], "train")["time"]
-        there = (arrival != UNKNOWN_TIME) & (arrival < as_of)
-        if there.sum() < FEWEST:
-            told = f"{there.sum()} positives with a time in the train slice, fewer than the {FEWEST} it takes"
+        waited, ages = [], []
+        for table in store.tables("train", names=_times(store, task)):
+            arrival, time = arrivals(table, task), table["time"].to_numpy()
+            there = (arrival != UNKNOWN_TIME) & (arrival < as_of)
+            waited.append(arrival[there] - time[there])
+            ages.append(as_of - time[there])
+        count = sum(map(len, ages))
+        if count < FEWEST:
+            told = f"{count} positives with a time in the train slice, fewer than the {FEWEST} it takes"
             raise InputError(f"fine.loss.delay: {task!r} has {told} to say how late they come; leave it out")
-        found[task] = DelayCurve.of(arrival[there] - time[there], as_of - time[there])
+        found[task] = DelayCurve.of(np.concatenate(waited), np.concatenate(ages))
     return found
 
 
-def arrivals(store: FeatureStore, task: str) -> Integers:
-    """When each label of the train slice became positive (µs), or the unknown time: (N,)."""
+def arrivals(table: pa.Table, task: str) -> Integers:
+    """When the label of each row of a day became positive (µs), or the unknown time: (N,)."""
     column = f"{task}_time"
-    try:
-        return store.columns([column], "train")[column]
-    except pa.ArrowInvalid:
-        raise InputError(f"fine.loss.delay: events.parquet has no column {column!r}; leave {task!r} out") from None
+    return as_columns(table.select([column]))[column]
 
 
-def ask(store: FeatureStore, rows: Rows, loss: Loss, of: dict[str, DelayCurve], before: Known | None) -> Asked:
-    """What to ask of the train slice's rows, which a model that knew `before` has been asked already.
+def _times(store: FeatureStore, task: str) -> list[str]:
+    if not delayed(store.folder, [task]):
+        raise InputError(f"fine.loss.delay: events.parquet has no column '{task}_time'; leave {task!r} out")
+    return [f"{task}_time"]
+
+
+def ask(
+    store: FeatureStore,
+    rows: Rows,
+    arrival: Mapping[str, Integers],
+    loss: Loss,
+    of: dict[str, DelayCurve],
+    before: Known | None,
+) -> Asked:
+    """What to ask of rows (N,) of the train slice, which a model that knew `before` has been asked already; `arrival`
+    (N,) of each task with a curve is when its label became positive.
 
     Labels that do not come late are asked of the rows since. Of those that do, an older row is asked again while more
     than `SETTLED` has been gained, unless its positive had been known.
@@ -128,10 +144,10 @@ def ask(store: FeatureStore, rows: Rows, loss: Loss, of: dict[str, DelayCurve], 
     age_then = (before.as_of if before else 0) - rows.time
     waiting = late = 0
     for task, curve in of.items():
-        arrival, wait = arrivals(store, task), curve.wait(loss.delay_variance)
-        positive = (arrival != UNKNOWN_TIME) & (arrival - rows.time < age)
+        wait, delay = curve.wait(loss.delay_variance), arrival[task] - rows.time
+        positive = (arrival[task] != UNKNOWN_TIME) & (delay < age)
         asked_then = old & (age_then >= wait)
-        told_then = asked_then & positive & (arrival - rows.time < age_then)
+        told_then = asked_then & positive & (delay < age_then)
         share = curve.known(age)
         gain = share - np.where(asked_then, curve.known(age_then), np.float32(0))
         asks = (age >= wait) & ~told_then & (~asked_then | (gain > SETTLED))

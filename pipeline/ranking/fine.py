@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from models import RANKERS, processes
 from models.layers import parameters, whole
@@ -35,8 +34,8 @@ from pipeline.config import Fine, Loss, Machines
 from pipeline.evaluation.metrics import auc, duration_metrics
 from pipeline.features.store import FeatureStore, Rows
 from pipeline.lake import InputError
-from pipeline.ranking import delay
-from pipeline.ranking.batches import Batch, Encoder, in_order, shuffled
+from pipeline.ranking import training
+from pipeline.ranking.batches import Batch, Encoder, in_order
 from pipeline.ranking.carry import WEIGHTS, Champion, Known, Start, remember
 from pipeline.ranking.delay import DelayCurve
 from pipeline.ranking.fit import Fitted, Log, fit
@@ -51,13 +50,16 @@ from pipeline.ranking.losses import (
     with_watch_time,
 )
 from pipeline.ranking.merged import Merged
+from pipeline.ranking.stream import shuffled
+from pipeline.ranking.training import Training
 from pipeline.ranking.trees import grow
-from pipeline.ranking.weighting import mean_shift, repeat_weights, sample_negatives
+from pipeline.ranking.weighting import mean_shift
 
 RELEVANCE = "relevance"
 SETTINGS = "settings.json"
 BOUND = ("gbdt_lr", "wide_deep")  # they split by codes, or hash them
 CHUNK = 400_000
+GROWN_AT_ONCE = 16_384
 HOUR = 3_600.0
 LARGEST = 1 - 1e-7
 
@@ -140,24 +142,16 @@ def with_durations(probabilities: np.ndarray, schema: Schema, unit: float = 1.0)
     return values
 
 
-def impressions(store: FeatureStore, name: str, watch_time: str) -> Rows:
-    """The log's rows of a slice with the labels of `outputs`."""
-    rows = store.log(name)
-    watched = [store.schema.durations.index(one) for one in store.schema.durations if one == watch_time]
-    return replace(rows, labels=np.concatenate([rows.labels, rows.durations[:, watched]], axis=1))
-
-
 @lru_cache(maxsize=1)
-def opened(features: Path, watch_time: str) -> tuple[FeatureStore, Encoder, Rows, Rows]:
-    """The store, its encoder, and the training and validation slices' impressions, read once for all trainings on
-    them."""
+def opened(features: Path, watch_time: str) -> tuple[FeatureStore, Encoder, Rows]:
+    """The store, its encoder, and the validation slice's impressions, read once for all trainings on them."""
     store = FeatureStore.open(features)
-    return store, Encoder(store), impressions(store, "train", watch_time), impressions(store, "validation", watch_time)
+    return store, Encoder(store), training.held_out(store, watch_time)
 
 
 def outputs(schema: Schema, settings: Fine) -> Schema:
     """What a ranker of impressions has an output for: the log's tasks and, if it is learnt, the time watched."""
-    watched = tuple(one for one in schema.durations if one == settings.loss.watch_time)
+    watched = training.watched(schema, settings.loss.watch_time)
     return replace(schema, labels=(*schema.labels, *watched), encodings=settings.encodings)
 
 
@@ -210,23 +204,19 @@ def train(
     old = _champion(champion, settings) if champion else None
     encoder = Encoder(store)
     merged = Merged.open(recall)
-    distil = first_requests(merged.only(merged.fold == "distil"), settings.candidate_requests)
     held_out = merged.only(merged.fold == "tune")
     learnt = outputs(store.schema, settings)
     schema = replace(learnt, labels=(*learnt.labels, RELEVANCE))
 
-    shown = impressions(store, "train", settings.loss.watch_time)
-    impressed = weighed(store, shown, settings.loss, seed, old.known if old else None)
-    training = impressed.and_candidates(_candidates(store, distil, settings, seed))
-    rows = training.rows
-    unseen = _impressions(impressions(store, "validation", settings.loss.watch_time))
-    unseen = unseen.take(np.flatnonzero(~np.isin(unseen.user, distil.user)))
+    prepared = training.prepared(store, encoder, settings, seed, before=old.known if old else None, recall=recall)
+    distil = training.first_requests(recall, "distil", settings.candidate_requests)
+    unseen = training.held_out(store, settings.loss.watch_time, without=distil.user)
 
     model, fitted = learn(
         encoder,
         schema,
-        training,
-        unseen,
+        prepared,
+        training.unlabelled(unseen),
         settings=settings,
         seed=seed,
         log=log,
@@ -245,9 +235,10 @@ def train(
         trials=settings.trials,
         seed=seed,
     )
-    batch = next(shuffled(encoder, rows, size=settings.batch_size, seed=seed, beside=training.beside)(0))
+    batch = next(shuffled(encoder, prepared.stored, size=settings.batch_size, seed=seed)(0))
     gradients = _gradients(model, batch, settings.loss, schema.labels) if settings.loss.ranking != "none" else {}
-    ranker = Ranker(model, schema, weights, training.delays)
+    prepared.remove()
+    ranker = Ranker(model, schema, weights, prepared.delays)
     save(ranker, out, settings)
     remember(now, fitted.memory, out)
     fused = ranker.fuse(scores, held_out)
@@ -259,9 +250,7 @@ def train(
         "validation_ndcg_recall_order": float(merge.mean()),
         "best_epoch": fitted.epoch,
         "parameters": parameters(model),
-        "training_impressions": int(rows.labels[:, -1].__ne__(rows.labels[:, -1]).sum()),
-        "training_candidates": int((~np.isnan(rows.labels[:, -1])).sum()),
-        **training.told,
+        **prepared.told,
         **(now.moved(old.known) if old else {}),
         **gradients,
     }
@@ -289,58 +278,10 @@ def _champion(folder: Path, settings: Fine) -> Champion:
     return replace(champion, weights=inner)
 
 
-@dataclass(frozen=True)
-class Training:
-    """N rows to train on and what the settings' criterion reads `beside` them: how much each counts, `weight` (N,), and
-    of labels that come late which share is `known` (N, T), and has been `gained` since they were last asked (`delay`).
-    `delays` are the curves that these were read off, `told` counts."""
-
-    rows: Rows
-    beside: Batch
-    delays: dict[str, DelayCurve]
-    told: dict[str, float]
-
-    def and_candidates(self, candidates: Rows) -> Training:
-        """With further rows, each of which counts 1, and one label more, all of which is known."""
-
-        def joined(values: Tensor) -> Tensor:
-            wider = values if values.ndim == 1 else functional.pad(values, (0, 1), value=1.0)
-            return torch.cat([wider, wider.new_ones(len(candidates), *wider.shape[1:])])
-
-        return replace(
-            self,
-            rows=Rows.concatenate([_impressions(self.rows), candidates]),
-            beside={name: joined(values) for name, values in self.beside.items()},
-        )
-
-
-def weighed(store: FeatureStore, shown: Rows, loss: Loss, seed: int, before: Known | None = None) -> Training:
-    """Those of the train slice's impressions that the settings train on, and how they count; with `before`, those with
-    something to say that the model that knew this was not told.
-
-    Raises `InputError` where there is none.
-    """
-    delays = delay.curves(store, loss.delay) if loss.delay else {}
-    asked = delay.ask(store, shown, loss, delays, before)
-    rows = replace(shown, labels=asked.labels)
-    columns = {"known": asked.known, "gained": asked.gained} if delays else {}
-    if loss.repeat_weight:
-        columns["weight"] = repeat_weights(shown, loss.repeat_weight)
-    new = np.ones(len(rows), dtype=bool)
-    if before:
-        new &= ~np.isnan(rows.labels).all(axis=1)
-    if not new.any():
-        raise InputError(f"{store.folder}: the train slice has nothing new; refresh when the log has grown")
-    rows, kept = sample_negatives(rows.take(new), loss.negative_rate, seed)
-    beside = {name: torch.from_numpy(values[new][kept]) for name, values in columns.items()}
-    told: dict[str, float] = {"rows_waiting": asked.waiting, "late_positives": asked.late} if delays else {}
-    return Training(rows, beside, delays, told)
-
-
 def learn(
     encoder: Encoder,
     schema: Schema,
-    training: Training,
+    given: Training,
     held_out: Rows,
     *,
     settings: Fine,
@@ -349,19 +290,18 @@ def learn(
     checkpoints: Path | None = None,
     start: Start | None = None,
 ) -> tuple[Calibrated, Fitted]:
-    """A ranker with the outputs of `schema`, a new one or with the weights that `start` gives it, trained
-    until the AUC of the first of the log's tasks on the impressions `held_out` no longer rises."""
-    rows = training.rows
+    """A ranker with the outputs of `schema`, a new one or with the weights that `start` gives it, trained on what is
+    `given` until the AUC of the first of the log's tasks on the impressions `held_out` no longer rises."""
     torch.manual_seed(seed)
     model = RANKERS[settings.model](schema, **settings.options)
     memory = start(model) if start else {}
     if isinstance(model, GBDTLR):
-        grow(model, encoder, rows, seed)
+        grow(model, map(encoder.batch, given.stored.parts(GROWN_AT_ONCE)), seed)
     tasks = encoder.schema.labels
     watched = [place for place, label in enumerate(schema.labels) if label in schema.durations]
     ceiling = torch.full((len(schema.labels),), torch.inf)
     for place in watched:
-        ceiling[place] = float(np.log(np.nanmax(rows.labels[:, place])))
+        ceiling[place] = float(np.log(given.longest))
     criterion = criterion_of(settings.loss, schema.labels)
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -378,11 +318,11 @@ def learn(
 
     fitted = fit(
         model,
-        shuffled(encoder, rows, size=settings.batch_size, seed=seed, beside=training.beside),
+        shuffled(encoder, given.stored, size=settings.batch_size, seed=seed),
         loss,
         validate,
-        steps=-(-len(rows) // settings.batch_size),
-        rows=len(rows),
+        steps=-(-len(given.stored) // settings.batch_size),
+        rows=len(given.stored),
         epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
@@ -406,10 +346,6 @@ def learn(
 def score_candidates(model: nn.Module, encoder: Encoder, store: FeatureStore, merged: Merged) -> np.ndarray:
     """Probabilities (N, T) of the tasks for every candidate of the requests."""
     return np.concatenate([probabilities(model, encoder, chunk.rows(store)) for chunk in merged.chunks(CHUNK)])
-
-
-def first_requests(merged: Merged, count: int) -> Merged:
-    return merged.only(np.arange(len(merged)) < count)
 
 
 def save(ranker: Ranker, out: Path, settings: Fine) -> None:
@@ -438,20 +374,6 @@ def _made(settings: dict[str, Any], schema: Schema) -> Calibrated:
     """A ranker of the settings that `save` wrote, its weights yet to come."""
     zeros = torch.zeros(len(schema.labels))
     return Calibrated(RANKERS[settings["model"]](schema, **settings["options"]), zeros, zeros.clone())
-
-
-def _impressions(rows: Rows) -> Rows:
-    """Logged impressions: every task is known, relevance is not."""
-    unknown = np.full((len(rows), 1), np.nan, np.float32)
-    return replace(rows, labels=np.concatenate([rows.labels, unknown], axis=1))
-
-
-def _candidates(store: FeatureStore, merged: Merged, settings: Fine, seed: int) -> Rows:
-    """Recalled candidates: relevance is known, the other outputs are not."""
-    sample = merged.sample(settings.candidates, seed)
-    rows = sample.rows(store)
-    unknown = np.full((len(rows), len(outputs(store.schema, settings).labels)), np.nan, np.float32)
-    return replace(rows, labels=np.concatenate([unknown, sample.positive[:, None].astype(np.float32)], axis=1))
 
 
 def _gradients(model: nn.Module, batch: Batch, loss: Loss, labels: tuple[str, ...]) -> dict[str, float]:

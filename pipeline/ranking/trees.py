@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from models.rankers.gbdt_lr import GBDTLR, MOST_CODES, Trees
-from pipeline.features.store import Rows
-from pipeline.ranking.batches import Encoder, in_order
+from pipeline.ranking.batches import Batch
 
 if TYPE_CHECKING:
     from lightgbm import Booster
 
 
-def grow(model: GBDTLR, encoder: Encoder, rows: Rows, seed: int) -> None:
-    """Give the model trees boosted on the rows whose first label is known; the first that is known anywhere."""
-    known = ~np.isnan(rows.labels)
-    label = int(known.any(axis=0).argmax())
-    rows = rows.take(known[:, label])
-    columns = torch.cat([model.columns(batch) for batch in in_order(encoder, rows, size=16_384)])
-    write(model.trees, boost(columns.numpy(), rows.labels[:, label].copy(), model.trees, seed))
+def grow(model: GBDTLR, batches: Iterable[Batch], seed: int) -> None:
+    """Give the model trees boosted on the rows whose first label is known; the first that is known anywhere. The
+    columns that trees read of all rows are in memory."""
+    columns, labels = zip(*((model.columns(batch), batch["labels"]) for batch in batches), strict=True)
+    every = torch.cat(labels)
+    label = int((~every.isnan()).any(dim=0).byte().argmax())
+    known = ~every[:, label].isnan()
+    write(model.trees, boost(torch.cat(columns)[known].numpy(), every[known, label].numpy(), model.trees, seed))
 
 
 def boost(columns: np.ndarray, label: np.ndarray, trees: Trees, seed: int) -> Booster:

@@ -19,7 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.config import Fine, Search, Tune
-from pipeline.ranking import fine, search
+from pipeline.ranking import fine, search, training
 from pipeline.ranking.search import Point
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -49,8 +49,8 @@ class _Stopped(Exception):  # noqa: N818
 def judge(features: Path, settings: Fine, report: Report, *, seed: int) -> dict[str, float] | None:
     """The best validation metrics of a ranker trained on the training slice's impressions; None where a report said to
     stop or the loss was no longer finite."""
-    store, encoder, shown, held_out = fine.opened(features, settings.loss.watch_time)
-    training = fine.weighed(store, shown, settings.loss, seed)
+    store, encoder, held_out = fine.opened(features, settings.loss.watch_time)
+    prepared = training.prepared(store, encoder, settings, seed)
 
     def log(metrics: dict[str, float], epoch: int) -> None:
         if not report(metrics, epoch):
@@ -60,7 +60,7 @@ def judge(features: Path, settings: Fine, report: Report, *, seed: int) -> dict[
         _, fitted = fine.learn(
             encoder,
             fine.outputs(store.schema, settings),
-            training,
+            prepared,
             held_out,
             settings=settings,
             seed=seed,

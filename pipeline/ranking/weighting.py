@@ -20,18 +20,18 @@ def earlier_exposures(
     return (questions.before() - questions.before(window))[questions.inverse]
 
 
-def repeat_weights(rows: Rows, strength: float) -> npt.NDArray[np.float32]:
+def repeat_weights(
+    user: npt.NDArray[np.integer], item: npt.NDArray[np.integer], time: Integers, strength: float
+) -> npt.NDArray[np.float32]:
     """1 + strength · ln(1 + n) for a row whose user was shown its item n times within the day before: (N,).
 
     Repeated exposures are clicked less; counting more, they pull down what their users have had enough of (Pan et al.,
     Ads Recommendation in a Collapsed and Entangled World, KDD 2024, §6.2). `mean_shift` puts the mean right again.
     """
-    if strength == 0:
-        return np.ones(len(rows), np.float32)
-    return (1 + strength * np.log1p(earlier_exposures(rows.user, rows.item, rows.time))).astype(np.float32)
+    return (1 + strength * np.log1p(earlier_exposures(user, item, time))).astype(np.float32)
 
 
-def sample_negatives(rows: Rows, rate: float, seed: int) -> tuple[Rows, npt.NDArray[np.bool_]]:
+def sample_negatives(rows: Rows, rate: float, seed: int | np.random.Generator) -> tuple[Rows, npt.NDArray[np.bool_]]:
     """The rows with every negative label kept with probability `rate`, and which of the rows given these are.
 
     One draw a row decides for all its tasks. A row with a positive stays, though its other labels may become unknown,
