@@ -10,6 +10,7 @@ TINY = {
     "train": {"rows": 2_000, "batch_size": 512},
     "processes": {"rows": 2_000, "batch_size": 512, "tasks": "c"},
     "loader": {"rows": 5_000},
+    "epoch": {"rows": 5_000, "distinct": 2_000, "batch_size": 512},
     "features": {"events": 3_000, "rolling_events": 300, "runs": 1},
     "scale": {"events": 3_000, "days": 6, "parts": 2},
     "recall": {"users": 400, "items": 250, "impressions": 8_000},

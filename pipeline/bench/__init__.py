@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.bench import (
     ann,
     delay,
+    epoch,
     features,
     loader,
     merge,
@@ -28,6 +29,7 @@ BENCHES: dict[str, Bench] = {
     "train": (train.bench, {"rows": 50_000}),
     "processes": (processes.bench, {"rows": 50_000, "tasks": "a,b"}),
     "loader": (loader.bench, {"rows": 100_000}),
+    "epoch": (epoch.bench, {"rows": 500_000, "distinct": 50_000}),
     "features": (features.bench, {"events": 100_000}),
     "scale": (scale.bench, {"events": 50_000, "days": 10, "parts": 2}),
     "recall": (recall.bench, {"users": 2_000, "impressions": 30_000}),

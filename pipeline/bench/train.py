@@ -119,7 +119,7 @@ def measure(task: Task, folder: Path, batch_size: int, seed: int) -> Measured:
         items = len(store.items["code_item_id"])
         sampler = Sampler.of(rows.item, np.arange(1, items), items)
         item = rows.item.astype(np.int64)
-        beside = {"item": item, "log_q": sampler.log_q(torch.from_numpy(item), batch_size, 0).numpy()}
+        beside = {"taken": item, "log_q": sampler.log_q(torch.from_numpy(item), batch_size, 0).numpy()}
     else:
         model = RANKERS[task.ranker](store.schema, **task.options)
     stored = Stored.write(folder / "records.bin", [encoder.records(rows, beside)])
@@ -127,7 +127,7 @@ def measure(task: Task, folder: Path, batch_size: int, seed: int) -> Measured:
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         if isinstance(model, TwoTower):
             vectors = model.user(batch), model.item(batch)
-            return listwise(*vectors, batch["item"], batch["log_q"], temperature=TEMPERATURE)
+            return listwise(*vectors, batch["taken"], batch["log_q"], temperature=TEMPERATURE)
         return objective(model, batch, masked_bce)
 
     waited = 0.0
