@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import ast
 import errno
+import fcntl
 import importlib.util
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -121,7 +123,7 @@ class Stage:
         with unfinished(self.path.parent, name) as folder:
             yield folder
             write_json(folder / MANIFEST, {"fingerprint": self.fingerprint, "files": describe(folder)})
-        finish(folder, self.path)
+            finish(folder, self.path)
         for checkpoints in self.path.parent.glob(f".checkpoints-{name}-*"):
             shutil.rmtree(checkpoints, ignore_errors=True)
         kept = sorted(self.path.parent.glob(f"{name}-*"), key=lambda path: path.stat().st_mtime)
@@ -137,25 +139,39 @@ def stage(root: Path, name: str, print_: str) -> Stage:
 @contextmanager
 def unfinished(place: Path, name: str) -> Iterator[Path]:
     """A temporary folder in `place` for what `finish` is to rename; it vanishes when the block does not end well, and
-    with the next one of this name when it was left by a kill."""
+    with the next one of this name when it was left by a kill: then nobody holds its lock any more."""
     place.mkdir(parents=True, exist_ok=True)
     for leftover in place.glob(f".{name}-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        with suppress(BlockingIOError, FileNotFoundError), _locked(leftover):
+            shutil.rmtree(leftover, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=place))
     try:
-        with explain_full_disk(place / name):
+        with _locked(folder), explain_full_disk(place / name):
             yield folder
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock. Raises `BlockingIOError` where another does."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def finish(folder: Path, path: Path) -> Path:
     """Let a folder be at `path`, unless what is there has been finished before; returns the path."""
-    if path.exists():
-        shutil.rmtree(folder)
-    else:
+    try:
         folder.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        shutil.rmtree(folder)
     return path
 
 

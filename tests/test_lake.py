@@ -13,6 +13,19 @@ from pipeline import lake, tracking
 from pipeline.lake import InputError
 
 
+WRITE_SLOWLY = """
+import sys
+from pathlib import Path
+
+from pipeline import lake
+
+with lake.stage(Path(sys.argv[1]), "features", "0123").writing() as out:
+    (out / "a.txt").write_text("b")
+    print("begun", flush=True)
+    sys.stdin.readline()
+"""
+
+
 def work() -> None:
     """A stage function."""
 
@@ -49,6 +62,21 @@ def test_what_a_kill_left_is_swept_and_other_stages_are_not(tmp_path: Path) -> N
     (tmp_path / ".recall_test-abc").mkdir()
     fill(lake.stage(tmp_path, "features", "0123"))
     assert sorted(path.name for path in tmp_path.iterdir()) == [".recall_test-abc", "features-0123"]
+
+
+def test_two_processes_that_write_a_stage_do_not_sweep_each_others_folder(tmp_path: Path) -> None:
+    stage = lake.stage(tmp_path, "features", "0123")
+    command = [sys.executable, "-c", WRITE_SLOWLY, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "begun\n"
+        fill(stage)
+        assert (stage.path / "a.txt").read_text() == "a"
+        assert len([path for path in tmp_path.iterdir() if path.name.startswith(".features-")]) == 1
+        other.communicate("go on\n")
+        assert other.returncode == 0
+    assert (stage.path / "a.txt").read_text() == "a"
+    assert [path.name for path in tmp_path.iterdir()] == ["features-0123"]
 
 
 def test_checkpoints_outlive_a_failure_and_go_when_the_stage_is_finished(tmp_path: Path) -> None:

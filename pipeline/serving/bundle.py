@@ -83,7 +83,7 @@ def write(place: Path, made: Made, settings: Config) -> Path:
         _fill(folder, made, settings)
         files = _hashes(folder)
         lake.write_json(folder / lake.MANIFEST, {"format": FORMAT, "files": files})
-    return lake.finish(folder, place / f"bundle-{lake.hash_value(files)[:16]}")
+        return lake.finish(folder, place / f"bundle-{lake.hash_value(files)[:16]}")
 
 
 def verify(folder: Path) -> None:
