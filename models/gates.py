@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.layers import BankLinear, mlp
+from models.layers import BankLinear, linear, mlp
 
 
 class GateNU(nn.Module):
@@ -20,8 +20,10 @@ class GateNU(nn.Module):
         super().__init__()
         self.net = mlp(into, hidden, out)
 
-    def forward(self, x: Float[Tensor, "B into"]) -> Float[Tensor, "B out"]:
-        return 2 * torch.sigmoid(self.net(x))
+    def forward(self, *parts: Float[Tensor, "_ _"]) -> Float[Tensor, "B out"]:
+        """Of x, or of the parts that it has side by side (`layers.linear`)."""
+        first, activation, last = self.net
+        return 2 * last(activation(linear(first, *parts))).sigmoid_()  # type: ignore[arg-type, no-any-return]
 
 
 class EmbeddingGate(nn.Module):
@@ -33,7 +35,7 @@ class EmbeddingGate(nn.Module):
         self.gate = GateNU(width + into, into, hidden)
 
     def forward(self, x: Float[Tensor, "B into"], domain: Int[Tensor, " B"]) -> Float[Tensor, "B into"]:
-        return x * self.gate(torch.cat([self.domain(domain), x.detach()], dim=1))  # type: ignore[no-any-return]
+        return x * self.gate(self.domain(domain), x.detach())  # type: ignore[no-any-return]
 
 
 class GatedTowers(nn.Module):
@@ -46,9 +48,9 @@ class GatedTowers(nn.Module):
         self.gate = GateNU(told, tasks * sum(hidden), gate)
         self.layers = nn.ModuleList(BankLinear(tasks, *sizes) for sizes in pairwise((into, *hidden, 1)))
 
-    def forward(self, x: Float[Tensor, "B ..."], told: Float[Tensor, "B told"]) -> Float[Tensor, "B T"]:
-        """From one input for all towers (B, into) or one for each (B, T, into); `told` is prior ‖ sg(x)."""
-        gates = self.gate(told).unflatten(1, (-1, sum(self.hidden))).split(self.hidden, dim=-1)
+    def forward(self, x: Float[Tensor, "B ..."], *told: Float[Tensor, "B _"]) -> Float[Tensor, "B T"]:
+        """From one input for all towers (B, into) or one for each (B, T, into); `told` are prior and sg(x)."""
+        gates = self.gate(*told).unflatten(1, (-1, sum(self.hidden))).split(self.hidden, dim=-1)
         for layer, gate in zip(self.layers, gates, strict=False):
             x = layer(x).relu() * gate
         return self.layers[-1](x).squeeze(-1)  # type: ignore[no-any-return]

@@ -75,8 +75,9 @@ class Numbers(nn.Module):
 
 def as_index(columns: Sequence[int]) -> slice | list[int]:
     """Columns as what picks them: those that stand next to each other need no copy."""
-    if columns and list(columns) == list(range(columns[0], columns[0] + len(columns))):
-        return slice(columns[0], columns[0] + len(columns))
+    first = columns[0] if columns else 0
+    if list(columns) == list(range(first, first + len(columns))):
+        return slice(first, first + len(columns))
     return list(columns)
 
 
@@ -355,6 +356,16 @@ class Tables(nn.Module):
         return [torch.cat([part.flatten(1), numbers], dim=1) for part in embedded.split(self.widths, dim=2)]
 
 
+def linear(layer: nn.Linear, *parts: Float[Tensor, "_ _"]) -> Float[Tensor, "B out"]:
+    """What a layer makes of parts that lie side by side, without joining them; a part of one row is the same for
+    all."""
+    weights = layer.weight.split([part.shape[1] for part in parts], dim=1)
+    out = functional.linear(parts[0], weights[0], layer.bias)
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        out = out + functional.linear(part, weight)
+    return out
+
+
 def mlp(*sizes: int) -> nn.Sequential:
     """Linear layers from `sizes[0]` to `sizes[-1]` with ReLU between them and none after the last."""
     layers: list[nn.Module] = []
@@ -376,8 +387,8 @@ class BankLinear(nn.Module):
         """From one input for all k (B, in) or one for each (B, k, in)."""
         k, into, out = self.weight.shape
         if x.ndim == 2:
-            product = x @ self.weight.transpose(0, 1).reshape(into, k * out)
-            return product.view(len(x), k, out) + self.bias
+            weight = self.weight.transpose(0, 1).reshape(into, k * out)
+            return torch.addmm(self.bias.view(-1), x, weight).view(len(x), k, out)
         return torch.bmm(x.transpose(0, 1), self.weight).transpose(0, 1) + self.bias
 
     def of_groups(self, x: Float[Tensor, "B into"], count: Int[Tensor, " k"]) -> Float[Tensor, "B out"]:

@@ -70,6 +70,8 @@ class _LookUp(torch.autograd.Function):
 
 def look_up(table: Float[Tensor, "V D"], index: Int[Tensor, " S"]) -> Float[Tensor, "S D"]:
     """Rows of a small table, each of them many times: with a gradient made of sums (`sums`)."""
+    if not torch.is_grad_enabled():
+        return table.index_select(0, index)
     return _LookUp.apply(table, index)  # type: ignore[no-any-return,no-untyped-call]
 
 
@@ -99,7 +101,9 @@ def apart(
     query: Float[Tensor, "B Q"], events: Float[Tensor, "S D"], row: Int[Tensor, " S"], asker: Int[Tensor, " B"]
 ) -> Iterator[tuple[Float[Tensor, "b Q"], Float[Tensor, "L D"]]]:
     """Each asker's candidates and events."""
-    askers = int(asker.max()) + 1 if len(asker) else 0
+    askers = int(asker[-1]) + 1 if len(asker) else 0
+    if askers == 1:
+        return iter([(query, events)])
     candidates, lengths = (index.bincount(minlength=askers).tolist() for index in (asker, row))
     return zip(query.split(candidates), events.split(lengths), strict=True)
 
@@ -212,7 +216,10 @@ class PReLU(nn.Module):
         self.weight = nn.Parameter(torch.tensor([0.25]))
 
     def forward(self, x: Float[Tensor, "S D"]) -> Float[Tensor, "S D"]:
-        return _BendAtZero.apply(x, self.weight.to(x.dtype))  # type: ignore[no-any-return,no-untyped-call]
+        slope = self.weight.to(x.dtype)
+        if not torch.is_grad_enabled():
+            return functional.prelu(x, slope)
+        return _BendAtZero.apply(x, slope)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class Comparison(nn.Module):

@@ -9,7 +9,20 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models.gates import GateNU, SoftmaxGate
-from models.layers import Bank, FieldEmbedding, FieldVectors, Inputs, Numbers, Standardise, Tables, mix, mlp, pick
+from models.layers import (
+    Bank,
+    FieldEmbedding,
+    FieldVectors,
+    Inputs,
+    Numbers,
+    Standardise,
+    Tables,
+    as_index,
+    linear,
+    mix,
+    mlp,
+    pick,
+)
 from models.schema import Field, Number, Schema, Sequence
 from models.sequences import ActivationUnit, Comparison, Pooling, PReLU, look_up, segment_sum, sorting, sums
 
@@ -95,6 +108,22 @@ def test_pick_takes_the_rows_own_domain() -> None:
     domain = torch.tensor([3, 0, 1])
     assert torch.equal(pick(per_domain, domain), torch.stack([per_domain[i, p] for i, p in enumerate(domain)]))
     assert torch.equal(pick(per_domain[..., 0], domain), torch.tensor([6.0, 8.0, 18.0]))
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_a_layer_reads_parts_as_if_they_were_joined(alike: bool) -> None:
+    layer, parts = nn.Linear(6, 4), [torch.randn(5, 2), torch.randn(1 if alike else 5, 1), torch.randn(5, 3)]
+    joined = torch.cat([part.expand(5, -1) for part in parts], dim=1)
+    torch.testing.assert_close(linear(layer, *parts), layer(joined))
+
+
+def test_columns_side_by_side_are_a_slice() -> None:
+    assert [as_index(columns) for columns in ([], [3], [1, 2], [1, 3])] == [
+        slice(0, 0),
+        slice(3, 4),
+        slice(1, 3),
+        [1, 3],
+    ]
 
 
 def test_gatenu_with_zero_weights_lets_everything_pass() -> None:

@@ -172,20 +172,21 @@ def test_a_row_scores_the_same_alone_shuffled_and_in_other_company(name: str) ->
     torch.testing.assert_close(model(pack([rows[i] for i in mine])), together[mine], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("asker", [[0, 0, 0, 1, 1, 2, 3, 3], [0] * 5])
 @every_ranker
-def test_candidates_that_share_a_history_score_as_if_each_had_its_own(name: str) -> None:
+def test_candidates_that_share_a_history_score_as_if_each_had_its_own(name: str, asker: list[int]) -> None:
     model = RANKERS[name](SCHEMA).eval()
     random = np.random.default_rng(3)
     people = [example(user, random) for user in range(4)]
     people[1]["clicked.fields"], people[1]["clicked.gap"] = np.zeros((0, 2), int), np.zeros(0, int)
-    asker = [0, 0, 0, 1, 1, 2, 3, 3]
     rows = []
     for owner in asker:
         own = {**example(owner, random), "domain": people[owner]["domain"]}
         rows.append({**own, **{key: value for key, value in people[owner].items() if key.split(".")[0] in NAMES}})
-    apart, told = pack(rows), pack(people)
+    apart, told = pack(rows), pack(people[: asker[-1] + 1])
     shared = {key: told[key] if key.split(".")[0] in NAMES else value for key, value in apart.items()}
-    together = model({**shared, "asker": torch.tensor(asker)})
+    with torch.inference_mode():
+        together = model({**shared, "asker": torch.tensor(asker)})
     torch.testing.assert_close(together, model(apart), rtol=1e-4, atol=1e-5)
 
 

@@ -94,5 +94,5 @@ class Composed(nn.Module):
         mixed = said[0] if self.table_gate is None else mix(self.table_gate(x), torch.stack(said, dim=1)).flatten(1)
         extracted = self.extraction(mixed)
         if isinstance(self.towers, GatedTowers):
-            return self.towers(extracted, torch.cat([ids, x.detach()], dim=1))  # type: ignore[no-any-return]
+            return self.towers(extracted, ids, x.detach())  # type: ignore[no-any-return]
         return self.towers(extracted).flatten(1)  # type: ignore[no-any-return]

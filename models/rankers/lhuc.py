@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -42,7 +41,7 @@ class LHUC(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "B T"]:
         x = self.inputs(batch)
-        scales = self.gate(torch.cat([x[:, self.user], self.domain(batch["domain"])], dim=1))
+        scales = self.gate(x[:, self.user], self.domain(batch["domain"]))
         for layer, scale in zip(self.layers, scales.split(self.hidden, dim=1), strict=False):
             x = layer(x).relu() * scale
         return self.layers[-1](x)  # type: ignore[no-any-return]

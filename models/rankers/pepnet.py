@@ -8,7 +8,6 @@ input is standardised.
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -42,4 +41,4 @@ class PEPNet(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "B T"]:
         x = self.inputs(batch)
         gated = self.embedding_gate(x, batch["domain"])
-        return self.towers(gated, torch.cat([x[:, self.prior], gated.detach()], dim=1))  # type: ignore[no-any-return]
+        return self.towers(gated, x[:, self.prior], gated.detach())  # type: ignore[no-any-return]

@@ -6,7 +6,6 @@ What differs from the paper is told at `models.rankers.pepnet`.
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -37,4 +36,4 @@ class PPNet(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "B T"]:
         x = self.inputs(batch)
-        return self.towers(x, torch.cat([x[:, self.prior], x.detach()], dim=1))  # type: ignore[no-any-return]
+        return self.towers(x, x[:, self.prior], x.detach())  # type: ignore[no-any-return]
