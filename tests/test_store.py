@@ -259,10 +259,16 @@ def test_events_carry_their_domain(store):
     assert set(np.unique(codes)) == {0, 1, 2, 3}
 
 
-def test_users_without_items_are_the_rows_of_no_item_without_numbers(store):
-    user, _, domain, time = asked(store)
-    rows = store.rows(user, np.zeros_like(user), domain, time)
-    told = store.users_at(user, domain, time)
-    assert told.numbers.shape == (500, 0)
-    assert_equal(replace(rows, numbers=rows.numbers[:, :0]), told)
-    assert_equal(told.take(slice(3, 9)), store.users_at(user[3:9], domain[3:9], time[3:9]))
+def test_users_without_items_are_what_rows_of_any_item_say_of_them(store):
+    user, item, domain, time = asked(store)
+    domain = np.maximum(domain, 0)
+    rows, encoder = store.rows(user, item, domain, time), Encoder(store)
+    whole, told = encoder(rows), encoder.users(user, domain, time, store.pointers(user, time))
+    own = store.schema.positions("user")
+    np.testing.assert_array_equal(told["fields"][:, own], whole["fields"][:, own])
+    others = store.schema.positions("item", "context", "cross")
+    unknown = np.array(store.schema.offsets)[others]
+    np.testing.assert_array_equal(told["fields"][:, others], np.tile(unknown, (len(user), 1)))
+    for name in ("domain", "clicked.fields", "clicked.gap", "clicked.row"):
+        np.testing.assert_array_equal(told[name], whole[name])
+    np.testing.assert_equal(rows.pointers, store.pointers(user, time))

@@ -102,8 +102,8 @@ def test_the_route_finds_the_nearest_items(features: Path, trained: Path, tmp_pa
 
     model, encoder = two_tower.load_model(trained, store.schema), Encoder(store)
     items = two_tower.item_vectors(model, two_tower.every_item(store, encoder))
-    rows = store.rows(np.array([5]), np.array([0]), np.array([1]), np.array([snapshot.time]))
-    scores = two_tower.user_vectors(model, encoder, rows)[0] @ items.T
+    asking = np.array([5]), np.array([1]), np.array([snapshot.time])
+    scores = two_tower.user_vectors(model, encoder, store, *asking)[0] @ items.T
     known = snapshot.items["item"].to_numpy()
     best = known[np.argsort(-scores[known])][:7]
     assert found.filter(pl.col("request") == 1)["item"].to_list() == best.tolist()
@@ -130,8 +130,10 @@ def test_an_unknown_domain_gets_nothing_and_users_are_what_full_rows_say(
 
     model, encoder = two_tower.load_model(trained, store.schema), Encoder(store)
     user, domain, time = np.array([0, 3, 5]), np.array([0, 1, 2]), np.full(3, snapshot.time)
-    full = two_tower.user_vectors(model, encoder, store.rows(user, np.zeros(3, np.int32), domain, time))
-    np.testing.assert_array_equal(two_tower.user_vectors(model, encoder, store.users_at(user, domain, time)), full)
+    rows = store.rows(user, np.array([1, 2, 3]), domain, time)
+    with torch.inference_mode():
+        full = model.user(encoder(rows)).numpy()
+    np.testing.assert_array_equal(two_tower.user_vectors(model, encoder, store, user, domain, time), full)
 
 
 def test_an_item_without_a_vector_is_left_out(

@@ -43,6 +43,7 @@ DAYS = "days"
 
 Columns = dict[str, npt.NDArray[Any]]
 Events = Mapping[str, npt.NDArray[Any]]
+Pointers = dict[str, tuple[Integers, npt.NDArray[np.int32]]]
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.user)
+
+    @property
+    def pointers(self) -> Pointers:
+        """The histories, as `FeatureStore.pointers` gives them."""
+        return {name: (ends, self.lengths[name]) for name, ends in self.ends.items()}
 
     def take(self, index: npt.NDArray[Any] | slice) -> Rows:
         """The rows at an index, a mask or a slice."""
@@ -231,7 +237,7 @@ class FeatureStore:
         and anything else is unknown.
         """
         given = {"domain": domain + 1, "hour": hour(time), "position": np.ones(len(user), np.int32), **(context or {})}
-        pointers = {name: self.history(name, user, time) for name in self.behaviours}
+        pointers = self.pointers(user, time)
         numbers = np.empty((len(user), len(self.schema.numbers)), np.float32)
         for begin in range(0, len(user), CHUNK):
             part = slice(begin, begin + CHUNK)
@@ -240,18 +246,9 @@ class FeatureStore:
             self._fill(numbers[part], user[part], item[part], time[part], counted)
         return self._rows(user, item, domain, time, given, pointers, numbers)
 
-    def users_at(
-        self,
-        user: npt.NDArray[np.integer],
-        domain: npt.NDArray[np.integer],
-        time: Integers,
-        context: Mapping[str, npt.NDArray[np.integer]] | None = None,
-    ) -> Rows:
-        """Users as of `time` (N,), as rows without an item and without numbers, which cost far more than the rest."""
-        given = {"domain": domain + 1, "hour": hour(time), "position": np.ones(len(user), np.int32), **(context or {})}
-        pointers = {name: self.history(name, user, time) for name in self.behaviours}
-        nobody, none = np.zeros(len(user), np.int32), np.zeros((len(user), 0), np.float32)
-        return self._rows(user, nobody, domain, time, given, pointers, none)
+    def pointers(self, user: npt.NDArray[np.integer], time: Integers) -> Pointers:
+        """Each user's `history` of every behaviour."""
+        return {name: self.history(name, user, time) for name in self.behaviours}
 
     def history(
         self, behaviour: str, user: npt.NDArray[np.integer], time: Integers
@@ -290,7 +287,7 @@ class FeatureStore:
         domain: npt.NDArray[np.integer],
         time: Integers,
         context: dict[str, npt.NDArray[Any]],
-        pointers: dict[str, tuple[Integers, npt.NDArray[np.int32]]],
+        pointers: Pointers,
         numbers: npt.NDArray[np.float32],
     ) -> Rows:
         """Rows whose labels and durations are unknown."""
@@ -346,7 +343,7 @@ class FeatureStore:
         item: npt.NDArray[np.integer],
         domain: npt.NDArray[np.integer],
         time: Integers,
-        pointers: dict[str, tuple[Integers, npt.NDArray[np.int32]]],
+        pointers: Pointers,
     ) -> Iterator[npt.NDArray[np.float32]]:
         """Statistics and matches of any rows, from the events in memory."""
         yield from self._statistics(user, item, domain, time)

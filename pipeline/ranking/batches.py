@@ -17,7 +17,8 @@ from torch import Tensor
 from models import processes
 from models.layers import as_index
 from models.schema import Role, Schema
-from pipeline.features.store import Columns, FeatureStore, Rows
+from pipeline.features.store import Columns, FeatureStore, Pointers, Rows
+from pipeline.features.timeline import Integers
 from pipeline.ranking.histories import Histories
 
 Batch = dict[str, Tensor]
@@ -35,6 +36,7 @@ class Encoder:
         self._items = entity_codes(schema, "item", store.items)
         self._context_offsets = torch.tensor([schema.offsets[i] for i in schema.positions("context", "cross")])
         by_role = (schema.positions("user"), schema.positions("item"), schema.positions("context", "cross"))
+        self._unknown, self._own = torch.tensor([schema.offsets]), as_index(by_role[0])
         self._order = as_index(np.argsort(np.concatenate(by_role)).tolist())
         self._recorded = {*(layout(schema, len(schema.labels), {}).names or ())}
         self._content = torch.from_numpy(store.items["content"]) if "content" in store.items else None
@@ -63,9 +65,25 @@ class Encoder:
         fields = self._coded(user, item, pick(rows.context))
         owner = {} if asker is None else {"asker": torch.from_numpy(asker.astype(np.int64))}
         first = slice(None) if asker is None else np.searchsorted(asker, np.arange(asker.max(initial=-1) + 1))
-        histories = {name: (pick(rows.ends[name])[first], pick(rows.lengths[name])[first]) for name in self._histories}
+
+        def of_asker(values: np.ndarray) -> np.ndarray:
+            return pick(values).numpy()[first]
+
+        pointers = {name: (of_asker(ends), of_asker(lengths)) for name, (ends, lengths) in rows.pointers.items()}
         columns = {"numbers": pick(rows.numbers), "domain": domain, "user": user, "labels": pick(rows.labels)}
-        return {"fields": fields, **columns, **owner, **self._looked_up(item, pick(rows.time)[first], histories)}
+        content = self._content_of(item)
+        return {"fields": fields, **columns, **owner, **content, **self._packed(pointers, of_asker(rows.time))}
+
+    def users(
+        self, user: npt.NDArray[np.integer], domain: npt.NDArray[np.integer], time: Integers, pointers: Pointers
+    ) -> Batch:
+        """What a user's tower reads, but for numbers: users (N,) in a domain as of `time`, whose histories lie at
+        `pointers`. Every field that is not a user's own is unknown."""
+        fields = self._unknown.repeat(len(user), 1)
+        fields[:, self._own] = self._users.index_select(0, torch.from_numpy(user.astype(np.int64)))
+        numbers = torch.empty(len(user), 0)
+        place = torch.from_numpy(domain.astype(np.int64))
+        return {"fields": fields, "numbers": numbers, "domain": place, **self._packed(pointers, time)}
 
     def records(self, rows: Rows, beside: Columns | None = None) -> Records:
         """The rows (N,), with further columns (N, …) of theirs `beside`, as records (`layout`), of which `batch` makes
@@ -88,24 +106,25 @@ class Encoder:
     def batch(self, records: Records) -> Batch:
         """A batch of records (B,)."""
 
-        def column(name: str) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(records[name]))
+        def plain(name: str) -> np.ndarray:
+            return np.ascontiguousarray(records[name])
 
         def integers(name: str) -> Tensor:
             return torch.from_numpy(records[name].astype(np.int64))
 
-        histories = {name: (column(f"{name}_end"), column(f"{name}_length")) for name in self._histories}
+        pointers = {name: (plain(f"{name}_end"), plain(f"{name}_length")) for name in self._histories}
         return {
-            **{"fields": integers("fields"), "numbers": column("numbers")},
-            **{"domain": integers("domain"), "user": integers("user"), "labels": column("labels")},
-            **self._looked_up(integers("item"), column("time"), histories),
-            **{name: column(name) for name in records.dtype.names or () if name not in self._recorded},
+            **{"fields": integers("fields"), "numbers": torch.from_numpy(plain("numbers"))},
+            **{"domain": integers("domain"), "user": integers("user"), "labels": torch.from_numpy(plain("labels"))},
+            **self._content_of(integers("item")),
+            **self._packed(pointers, plain("time")),
+            **{name: torch.from_numpy(plain(name)) for name in records.dtype.names or () if name not in self._recorded},
         }
 
     def _coded(self, user: Tensor, item: Tensor, context: Tensor) -> Tensor:
         """The rows of the fused table (B, fields) that belong to users, items (B,) and codes of the context (B, …)."""
-        context = context.long() + self._context_offsets
-        return torch.cat([self._users[user.long()], self._items[item.long()], context], dim=1)[:, self._order]
+        codes = self._users.index_select(0, user.long()), self._items.index_select(0, item.long())
+        return torch.cat([*codes, context.long() + self._context_offsets], dim=1)[:, self._order]
 
     def _check(self, domain: npt.NDArray[np.integer]) -> None:
         if len(strange := domain[(domain < 0) | (domain >= len(self.schema.domains))]):
@@ -114,12 +133,14 @@ class Encoder:
                 f"{', '.join(self.schema.domains)}, or train again on a log with events of the new domain"
             )
 
-    def _looked_up(self, item: Tensor, time: Tensor, histories: dict[str, tuple[Tensor, Tensor]]) -> Batch:
-        """What a batch has of the tables in memory: the items' content, and the events of the histories, of which there
-        are ends and lengths."""
-        found = {} if self._content is None else {"content": self._content[item]}
-        for name, (ends, lengths) in histories.items():
-            packed = self._histories[name].pack(ends.numpy(), lengths.numpy(), time.numpy())
+    def _content_of(self, item: Tensor) -> Batch:
+        return {} if self._content is None else {"content": self._content.index_select(0, item)}
+
+    def _packed(self, pointers: Pointers, time: Integers) -> Batch:
+        """The events of histories as of `time` (B,)."""
+        found = {}
+        for name, (ends, lengths) in pointers.items():
+            packed = self._histories[name].pack(ends, lengths, time)
             found[f"{name}.fields"], found[f"{name}.gap"], found[f"{name}.row"] = packed
         return found
 

@@ -88,6 +88,11 @@ class Found:
         return pl.DataFrame({"request": request.gather(row), **columns}).cast(CANDIDATES)  # type: ignore[arg-type]
 
 
+def nothing(requests: int) -> Found:
+    """That no item was found for these."""
+    return Found(np.zeros((requests, 0), np.int32), np.zeros((requests, 0), np.float32))
+
+
 class Route(Protocol):
     def recall(self, requests: Requests, k: int) -> Found:
         """The best `k` items for each request."""

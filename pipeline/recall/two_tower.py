@@ -122,7 +122,7 @@ def train(
 
     def validate(model: nn.Module) -> dict[str, float]:
         assert isinstance(model, TwoTower)
-        users = user_vectors(model, encoder, held_out)
+        users = user_vectors(model, encoder, store, held_out.user, held_out.domain, held_out.time)
         return {f"recall_{CUTOFF}": hit_rate(users, item_vectors(model, items), held_out.item, known, CUTOFF)}
 
     fitted = fit_model(
@@ -156,7 +156,7 @@ def fit(snapshot: Snapshot, folder: Path, *, model: Path, index: str = "auto") -
     vectors = item_vectors(towers, every_item(store, encoder))
     ids = snapshot.items["item"].to_numpy()
     asked = Requests.sample(snapshot, index_choice.QUERIES, domains=len(store.schema.domains))
-    queries = user_vectors(towers, encoder, store.users_at(asked.user, asked.domain, asked.time))
+    queries = user_vectors(towers, encoder, store, asked.user, asked.domain, asked.time)
     trained.write_index(folder, vectors[ids], ids, index, queries, name=Path(__file__).stem)
 
 
@@ -172,10 +172,11 @@ class Vectors:
     def recall(self, requests: Requests, k: int) -> Found:
         """The `k` items nearest to each user, scored by the cosine; nothing in an unknown domain."""
         known = requests.domain >= 0
-        rows = self.store.users_at(requests.user[known], requests.domain[known], requests.time[known])
         found = Found(np.full((len(known), k), NOTHING, np.int32), np.zeros((len(known), k), np.float32))
-        if len(rows):
-            found.items[known], found.scores[known] = self.index.search(user_vectors(self.model, self.encoder, rows), k)
+        if known.any():
+            asking = requests.user[known], requests.domain[known], requests.time[known]
+            vectors = user_vectors(self.model, self.encoder, self.store, *asking)
+            found.items[known], found.scores[known] = self.index.search(vectors, k)
         return found
 
 
@@ -234,12 +235,16 @@ def content_width(store: FeatureStore) -> int:
 
 
 @torch.inference_mode()
-def user_vectors(model: TwoTower, encoder: Encoder, rows: Rows) -> np.ndarray:
-    """The users of N rows: (N, D) float32."""
-    if len(rows) <= CHUNK:
-        return model.user(encoder(rows)).float().numpy()
-    parts = [model.user(encoder(rows, index)) for index in torch.split(torch.arange(len(rows)), CHUNK)]
-    return torch.cat(parts).float().numpy()
+def user_vectors(
+    model: TwoTower, encoder: Encoder, store: FeatureStore, user: np.ndarray, domain: np.ndarray, time: np.ndarray
+) -> np.ndarray:
+    """Users (N,) in a domain as of `time`: (N, D) float32."""
+    parts = []
+    for begin in range(0, max(len(user), 1), CHUNK):
+        some, where, when = (column[begin : begin + CHUNK] for column in (user, domain, time))
+        batch = encoder.users(some, where, when, store.pointers(some, when))
+        parts.append(model.user(batch).float().numpy())
+    return np.concatenate(parts)
 
 
 @torch.inference_mode()

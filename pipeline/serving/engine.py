@@ -38,12 +38,12 @@ from pipeline.ranking.diversity import RERANKERS
 from pipeline.ranking.fuse import fuse, with_recall
 from pipeline.recall import exposure, merge
 from pipeline.recall.candidates import opened
-from pipeline.recall.route import NOTHING, Found, Requests, Route
+from pipeline.recall.route import NOTHING, Found, Requests, Route, nothing
 from pipeline.serving import bundle, explanation
 from pipeline.serving.bundle import HISTORY, Ids
 from pipeline.serving.live import LiveStore, Strips, runs
 from pipeline.serving.memory import Remembered, Shown
-from pipeline.serving.stages import Routes, Stage, nothing
+from pipeline.serving.stages import Routes, Stage
 
 TAKEN = 500
 LEFT_BEHIND = 100
@@ -375,7 +375,7 @@ class Engine:
         moment = np.array([one.time for one in questions], np.int64)
         context = self._context(questions)
         requests = self._requests(user, domain, moment)
-        askers = self._stages["coarse"].begin(lambda: self._askers(user, domain, moment, context))
+        askers = self._stages["coarse"].begin(lambda: self._askers(user, domain, moment))
         found, states = self._asked.ask(parameters.routes, requests, self._enough(user, parameters))
         self._fall_back(found, states, requests)
         degraded += [f"route:{route}" for route, (state, _) in states.items() if state in ("late", "failed")]
@@ -496,11 +496,11 @@ class Engine:
         user: npt.NDArray[np.int32],
         domain: npt.NDArray[np.int16],
         moment: Integers,
-        context: dict[str, npt.NDArray[np.int32]],
     ) -> npt.NDArray[np.float32]:
         """The coarse ranker's vectors (R, D) of those who ask."""
-        rows = self.store.askers(user, domain, moment, context)
-        return _finite(self._student.model.user(self._encoder(rows)).numpy())
+        batch = self._encoder.users(user, domain, moment, self.store.pointers(user, moment))
+        batch["numbers"] = torch.from_numpy(self.store.askers(user, domain, moment))
+        return _finite(self._student.model.user(batch).numpy())
 
     def _coarse(self, pool: _Pool, askers: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Scores (N,) of the merged."""

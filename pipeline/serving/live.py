@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from numba import njit
 
 from pipeline.features import match, statistics
 from pipeline.features.match import NO_GAP, SECOND, SECONDS
-from pipeline.features.store import Columns, Events, FeatureStore, Rows, read_columns
+from pipeline.features.store import Columns, Events, FeatureStore, read_columns
 from pipeline.features.timeline import Integers
 from pipeline.serving import tallies
 from pipeline.serving.tallies import Since, Tally
@@ -161,9 +161,8 @@ class LiveStore(FeatureStore):
         user: npt.NDArray[np.integer],
         domain: npt.NDArray[np.integer],
         time: Integers,
-        context: Mapping[str, npt.NDArray[np.integer]],
-    ) -> Rows:
-        """Users as of `time` (N,), as rows without an item: of the numbers, those of users and of the context alone."""
+    ) -> npt.NDArray[np.float32]:
+        """The numbers (N, M) of users as of `time`: those of users and of the context, and 0 for others."""
         numbers = np.zeros((len(user), len(self.schema.numbers)), np.float32)
         for place, number in enumerate(self.schema.numbers):
             if (own := self.users.get(f"number_{number.name}")) is not None:
@@ -173,7 +172,7 @@ class LiveStore(FeatureStore):
         encoded = self._encoded(entities, user, nobody, domain, time)
         for place, columns in zip(self._places_of_users.values(), encoded, strict=True):
             numbers[:, place : place + columns.shape[1]] = columns
-        return replace(self.users_at(user, domain, time, context), numbers=numbers)
+        return numbers
 
     @cached_property
     def _places_of_users(self) -> dict[str, int]:

@@ -12,9 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as Late
 from typing import Any, TypeVar
 
-import numpy as np
-
-from pipeline.recall.route import NOTHING, Found, Requests, Route
+from pipeline.recall.route import NOTHING, Found, Requests, Route, nothing
 
 PATIENCE = 5
 
@@ -110,7 +108,3 @@ class Routes:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-def nothing(requests: int) -> Found:
-    return Found(np.zeros((requests, 0), np.int32), np.zeros((requests, 0), np.float32))
