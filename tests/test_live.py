@@ -90,6 +90,15 @@ def test_what_happens_since_counts_as_if_it_were_of_the_log(store, tmp_path):
     assert_same(live, store, begin + 20 * DAY, begin + 21 * DAY)
 
 
+def test_rows_with_one_key_and_time_between_others_count_alike(store, tmp_path):
+    """What was counted of a key is taken over, by rows of the same moment alone, however many keys share a slot."""
+    begin = START + 7 * DAY
+    live, random = live_of(store, begin, tmp_path), np.random.default_rng(2)
+    user, item, domain = (random.integers(0, size, 5_000) for size in (4, len(store.items["code_item_id"]), 3))
+    question = user, item, domain, begin + random.integers(0, 2, 5_000) * 3 * DAY
+    np.testing.assert_equal(live.rows(*question).numbers, store.cut(begin).rows(*question).numbers)
+
+
 def test_statistics_wait_for_a_recount(store, tmp_path):
     begin = START + 7 * DAY
     live = live_of(store, begin, tmp_path)

@@ -17,7 +17,7 @@ import polars as pl
 from pipeline.features.identity import canonical
 from pipeline.features.store import FeatureStore
 from pipeline.lake import write_json
-from pipeline.recall.route import Found, Requests, Route, best
+from pipeline.recall.route import Found, Requests, Route, best, nothing
 from pipeline.recall.snapshot import Snapshot
 
 LISTS = "lists.parquet"
@@ -83,6 +83,8 @@ class Cache:
         """
         begin = np.searchsorted(self.user, requests.user)
         count = np.searchsorted(self.user, requests.user, side="right") - begin
+        if not count.any():
+            return nothing(len(requests))
         row = np.repeat(np.arange(len(requests)), count)
         entry = np.arange(len(row)) + np.repeat(begin - (np.cumsum(count) - count), count)
         age = requests.time[row] - self.time[entry]

@@ -15,7 +15,7 @@ from pipeline.features.store import FeatureStore
 from pipeline.lake import write_json
 from pipeline.recall import neighbours
 from pipeline.recall.neighbours import RECENT, Table, latest
-from pipeline.recall.route import NOTHING, Found, Requests, Route, packed_order
+from pipeline.recall.route import NOTHING, Found, Requests, Route
 
 SETTINGS = "hops.json"
 
@@ -38,13 +38,16 @@ class Hops:
         An event of the last 50 begins with 1/√b, b being how far it lies back (1 = the newest); the user himself counts
         as an event older than these.
         """
-        row, item, back = latest(requests, len(self.first) - self.users)
-        user = np.where(requests.user < self.users, requests.user, 0)
-        oldest = np.minimum(np.diff(requests.offsets), RECENT) + 1
-        order = packed_order(np.concatenate([row, np.arange(len(requests))]), np.concatenate([back, oldest]))
-        row = np.concatenate([row, np.arange(len(requests))])[order]
-        place = np.concatenate([item + self.users, user])[order].astype(np.int64)
-        weight = np.concatenate([back, oldest])[order] ** -0.5
+        of_event, item, back = latest(requests, len(self.first) - self.users)
+        everyone = np.arange(len(requests))
+        last = np.searchsorted(of_event, everyone, side="right") + everyone
+        event = np.ones(len(of_event) + len(requests), bool)
+        event[last] = False
+        row, place, lies = np.empty((3, len(event)), np.int64)
+        row[event], place[event], lies[event] = of_event, item + self.users, back
+        row[last], place[last] = everyone, np.where(requests.user < self.users, requests.user, 0)
+        lies[last] = np.minimum(np.diff(requests.offsets), RECENT) + 1
+        weight = lies**-0.5
         nothing_taken = replace(
             requests, items=requests.items[:0], times=requests.times[:0], offsets=np.zeros_like(requests.offsets)
         )

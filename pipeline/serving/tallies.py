@@ -23,6 +23,7 @@ from pipeline.features.timeline import Clock, Integers
 from pipeline.lake import mapped, write_json
 
 MOST_COUNTED = 2_000_000
+SLOTS = 1 << 10
 PARTS = ("keys", "starts", "codes", "totals")
 
 
@@ -130,10 +131,14 @@ def features(
 @njit(nogil=True, cache=True)
 def _features(keys, times, lags, priors, before, since, found):  # type: ignore[no-untyped-def]
     counts = np.empty((len(lags), 1 + len(priors)), np.int64)
+    latest = np.zeros(SLOTS, np.int64)
     for row in range(len(keys)):
-        if row and keys[row] == keys[row - 1] and times[row] == times[row - 1]:
-            found[row] = found[row - 1]
+        slot = keys[row] & (SLOTS - 1)
+        like = latest[slot]
+        if like < row and keys[row] == keys[like] and times[row] == times[like]:
+            found[row] = found[like]
             continue
+        latest[slot] = row
         counts[:] = 0
         _count(keys[row], times[row], lags, before, counts)
         _count(keys[row], times[row], lags, since, counts)
