@@ -30,7 +30,7 @@ class Flat:
 
 @dataclass(frozen=True)
 class IVF:
-    """Compares with those in the `probed` of all `cells` that are next to the query; 0 cells are 2√N, 0 probed an
+    """Compares with those in the `probed` of all `cells` that are next to the query; 0 cells are 4√N, 0 probed an
     eighth of them."""
 
     cells: int = 0
@@ -119,7 +119,7 @@ def sized(recipe: Recipe, count: int, dimension: int) -> Recipe:
     """The recipe with what it leaves open (0) set for `count` vectors; never more cells than can be trained."""
     match recipe:
         case IVF() | PQ():
-            cells = max(1, min(recipe.cells or int(2 * count**0.5), count // POINTS_PER_CELL[0]))
+            cells = max(1, min(recipe.cells or int(4 * count**0.5), count // POINTS_PER_CELL[0]))
             return replace(recipe, cells=cells, probed=min(cells, recipe.probed or max(8, cells // 8)))
         case LSH():
             return replace(recipe, bits=recipe.bits or 4 * dimension)
