@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import itertools
+import time
+
 import numpy as np
 import pytest
 from test_index import brute_force, clustered
@@ -59,6 +62,18 @@ def test_no_more_is_searched_than_the_gate_asks_for() -> None:
     less = index_choice.recalls(before, queries, exact)
     assert np.mean(found) - np.std(found, ddof=1) / 10 >= 0.95 > np.mean(less) - np.std(less, ddof=1) / 10
     assert not list(index_choice.sufficient(made, queries, exact, 1.01))
+
+
+def test_what_interrupts_a_query_once_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three rounds over three queries each is interrupted once, at another query."""
+    monkeypatch.setattr(index_choice, "LONGEST", 10.0)
+    calls = itertools.count()
+
+    def ask(query: np.ndarray) -> None:
+        if next(calls) in (0, 4, 8):
+            time.sleep(0.01)
+
+    assert index_choice.seconds_alone(ask, clustered(3, 1)) < 0.002
 
 
 def test_ladder() -> None:

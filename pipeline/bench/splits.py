@@ -246,7 +246,11 @@ def gowalla(data: Path) -> Parts:
 
 
 def part_of_gowalla(data: Path) -> Parts:
-    """A random fifth of each user's pairs of train, held out from the others."""
+    """A random fifth of each user's pairs of train, held out from the others.
+
+    The published test is not drawn like that: 27 % of the pairs of items with 300 or more are in it, 20 to 21 % of the
+    others', so that what is gained here by recalling less popular items may be lost there.
+    """
     train = gowalla(data).fitted
     drawn = train.with_columns(draw=pl.Series(np.random.default_rng(0).random(len(train))))
     held_out = pl.col("draw").rank().over("user") <= (SHARE * pl.len().over("user")).round()
