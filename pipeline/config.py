@@ -465,6 +465,7 @@ class Serve:
     """How `recfunnel serve` answers.
 
     `clock`: what is now, by the "wall" or as if the "log" had ended when the service began.
+    `processes`: how many engines answer, each in a process of its own; a single one in a thread of the service.
     `threads`: how many routes are asked, and parts of the candidates ranked, at once; more pay where there are cores to
     spare.
     `deadlines`: after how many milliseconds a stage that is not ready is left out.
@@ -478,6 +479,7 @@ class Serve:
     """
 
     clock: Literal["log", "wall"] = "log"
+    processes: PositiveInt = 1
     threads: PositiveInt = 1
     deadlines: dict[Literal["routes", "coarse", "fine", "final"], PositiveFloat] = field(
         default_factory=lambda: {"routes": 100.0, "coarse": 100.0, "fine": 200.0, "final": 50.0}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,9 +18,11 @@ import numpy as np
 
 from pipeline.config import Serve
 from pipeline.lake import InputError
-from pipeline.serving.buffer import Buffer
-from pipeline.serving.engine import Answer, Engine, Happened, Parameters, Question, Trace
+from pipeline.serving.buffer import Buffer, Happened
+from pipeline.serving.engine import Answer, Engine, Parameters, Question, Trace
 from pipeline.serving.service import Service
+from pipeline.serving.worker import Worker
+from pipeline.serving.zygote import Started, in_thread
 
 END = 1_764_000_000_000_000
 NOBODY = np.zeros(0, np.int64)
@@ -43,6 +47,8 @@ class Small:
     threads: set[str] = field(default_factory=set)
     recounts: int = 0
     closed: bool = False
+    waits: bool = False
+    left: tuple[int, ...] = ()
     gate: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -59,7 +65,9 @@ class Small:
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
         assert not self.closed
+        self.waits = True
         self.gate.wait(10)
+        self.waits = False
         time.sleep(self.seconds)
         self.threads.add(threading.current_thread().name)
         self.batches.append(list(questions))
@@ -85,7 +93,7 @@ class Small:
             **{"merged": NOBODY, "giver": NOBODY, "coarse": none, "kept": NOBODY, "scores": none, "fused": none},
             **{"final": NOBODY, "degraded": [], "ms": {}},
         )
-        return Answer(body, trace)
+        return Answer(body, trace, np.array(self.left, np.int32) if self.left else None)
 
     def record(self, events: Sequence[Happened]) -> None:
         assert not self.closed
@@ -112,12 +120,16 @@ class Small:
         self.closed = True
 
 
-def opener(*engines: Small, seconds: float = 0.0) -> Callable[[str], Engine]:
-    """What opens these by their names, which takes so long; there are no others."""
+def opener(folder: Path, *engines: Small, seconds: float = 0.0) -> Callable[[str, bool], Engine]:
+    """What opens these by their names, which takes so long; there are no others. Names that were not trusted are added
+    to the folder's checks.txt."""
     known = {engine.name: engine for engine in engines}
 
-    def open_engine(name: str) -> Engine:
+    def open_engine(name: str, trusted: bool) -> Engine:
         time.sleep(seconds)
+        if not trusted:
+            with (folder / "checks.txt").open("a") as checks:
+                checks.write(f"{name}\n")
         if name not in known:
             raise InputError(f"{name}: features/users.parquet is not the file that was written")
         return cast(Engine, known[name])
@@ -132,12 +144,23 @@ def promote(folder: Path, name: str, *previous: str) -> None:
     temporary.replace(folder / "champion.json")
 
 
-def service_of(folder: Path, *engines: Small, settings: Serve | None = None, opening: float = 0.0) -> Service:
-    """A service of these engines, with its buffer and the alias, which names the first, in a folder."""
+def service_of(
+    folder: Path,
+    *engines: Small,
+    settings: Serve | None = None,
+    opening: float = 0.0,
+    start: Callable[[Callable[[socket.socket], None]], Started] = in_thread,
+) -> Service:
+    """A service of these engines, with its buffer and the alias, which names the first, in a folder; `start` says how
+    its workers start."""
     if engines and not (folder / "champion.json").exists():
         promote(folder, engines[0].name)
-    known = opener(*engines, seconds=opening)
-    return Service(settings or Serve(), Buffer(folder), folder / "champion.json", known, poll_seconds=0.01)
+    known, served = opener(folder, *engines, seconds=opening), settings or Serve()
+
+    def work(connection: socket.socket) -> None:
+        Worker(connection, Buffer(folder), served, known).run()
+
+    return Service(served, Buffer(folder), folder / "champion.json", partial(start, work), poll_seconds=0.01)
 
 
 @asynccontextmanager
@@ -157,3 +180,7 @@ async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         await asyncio.sleep(0.002)
+
+
+def metric(service: Service, name: str, **labels: str) -> float | None:
+    return service.metrics.registry.get_sample_value(name, labels)

@@ -26,7 +26,7 @@ from served import Small, promote, service_of, until
 
 from pipeline.config import Serve
 from pipeline.lake import InputError
-from pipeline.serving.app import KEY, Guard, make, serve
+from pipeline.serving.app import KEY, Guard, log_as_json, make, serve
 from pipeline.serving.service import Service
 
 ASK = {"user": "u1", "domain": "feed", "k": 3}
@@ -242,7 +242,8 @@ def test_whether_it_is_ready(tmp_path: Path) -> None:
     async def story(client: httpx.AsyncClient) -> None:
         assert (await client.get("/healthz")).json() == {"alive": True}
         ready = await client.get("/readyz")
-        assert (ready.status_code, ready.json()) == (200, {"ready": True, "bundle": "bundle-a", "refused": None})
+        told = {"ready": True, "bundle": "bundle-a", "workers": 1, "refused": None}
+        assert (ready.status_code, ready.json()) == (200, told)
         promote(tmp_path, "bundle-x")
         await until(lambda: service.refused is not None)
         refused = (await client.get("/readyz")).json()
@@ -524,7 +525,7 @@ def test_a_client_that_goes_away_is_not_answered(tmp_path: Path) -> None:
         host, port = address.split(":")
         with ThreadPoolExecutor() as pool:
             first = pool.submit(httpx.post, f"http://{address}/recommend", json=ASK)
-            asyncio.run(until(lambda: service._taken == 1))
+            asyncio.run(until(lambda: engine.waits))
             with socket.create_connection((host, int(port))) as connection:
                 connection.sendall(head.encode() + body)
                 asyncio.run(until(lambda: service.waiting == 1))
@@ -558,7 +559,7 @@ def test_a_body_that_streams_in_without_end_is_cut_off(tmp_path: Path) -> None:
 
 @pytest.fixture
 def loggers() -> Iterator[None]:
-    """What `serve` does to loggers is undone."""
+    """What `log_as_json` does to loggers is undone."""
     told = [logging.getLogger(name) for name in ("recfunnel", "pipeline", "uvicorn")]
     before = [(one.handlers, one.propagate, one.level) for one in told]
     yield
@@ -582,7 +583,7 @@ def test_at_its_end_every_request_that_was_taken_is_answered(
         engine.gate.clear()
         with ThreadPoolExecutor(40) as pool:
             asked = [pool.submit(httpx.post, f"{addresses[0]}/recommend", json=ASK) for _ in range(30)]
-            asyncio.run(until(lambda: service._put == 30))
+            asyncio.run(until(lambda: engine.waits and service.waiting == 29))
             kept = [pool.submit(httpx.post, f"{addresses[0]}/events", json={"events": [EVENT]}) for _ in range(5)]
             asyncio.run(until(lambda: len(service.buffer) == 5))
             os.kill(os.getpid(), signal.SIGTERM)
@@ -592,6 +593,7 @@ def test_at_its_end_every_request_that_was_taken_is_answered(
 
     before = signal.getsignal(signal.SIGTERM)
     thread = threading.Thread(target=story)
+    log_as_json()
     serve(make(service, service.settings), port=0, told=lambda address: (addresses.append(address), thread.start()))  # type: ignore[func-returns-value]
     thread.join(10)
     assert [answer.status_code for answer in answers] == [200] * 30

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline import config
 from pipeline.serving import buffer as module
-from pipeline.serving.buffer import Buffer, BufferFullError, Received, Response
-from pipeline.serving.engine import Happened
+from pipeline.serving.buffer import Buffer, BufferFullError, Happened, Received, Response
 from pipeline.sources import contract
 
 DAY = contract.DAY

@@ -22,7 +22,8 @@ from pipeline.recall.merge import snake_merge
 from pipeline.recall.route import Requests, only
 from pipeline.recall.snapshot import take
 from pipeline.serving import bundle
-from pipeline.serving.engine import Answer, Engine, Happened, Question
+from pipeline.serving.buffer import Happened
+from pipeline.serving.engine import Answer, Engine, Question
 from pipeline.serving.stages import Stage
 
 SECOND = 1_000_000
@@ -44,11 +45,19 @@ def own(bundles):
 
 
 def question(
-    engine: Engine, user: str, request: str = "r", *, domain: str = "", k: int = 10, later: int = 0, **changed
+    engine: Engine,
+    user: str,
+    request: str = "r",
+    *,
+    domain: str = "",
+    k: int = 10,
+    later: int = 0,
+    left=None,
+    **changed,
 ):
     parameters = engine.parameters(changed)
     when = engine.end + later * SECOND
-    return Question(request, user, domain or engine.domains[0], when, k, parameters, {}, {})
+    return Question(request, user, domain or engine.domains[0], when, k, parameters, {}, {}, left or {})
 
 
 def ask(engine: Engine, user: str, **told) -> Answer:
@@ -337,7 +346,8 @@ def test_what_was_ranked_and_not_shown_comes_again(own):
     first = ask(own, user)
     order = first.trace.kept[np.argsort(-first.trace.fused, kind="stable")]
     left = first.trace.merged[order[~np.isin(order, first.trace.final)]]
-    again = ask(own, user, later=1).trace
+    assert first.left.tolist() == left[:100].tolist()
+    again = ask(own, user, later=1, left={first.body["domain"]: (first.trace.question.time, first.left)}).trace
     assert again.states["cache"][0] == "ok"
     cached = again.found["cache"].items
     assert cached[cached >= 0].tolist() == left[:100].tolist()[: (cached >= 0).sum()]

@@ -36,9 +36,9 @@ def listed(found) -> list[list[int]]:
 
 
 def test_who_was_ranked_since_has_that_and_the_others_their_lists():
-    memory = Remembered(lists(), users=5)
+    memory = Remembered(lists())
     assert listed(memory.recall(requests(1, 2, 3), 5)) == [[10, 11], [20], []]
-    memory.add(2, 0, NOW - 1, np.array([30, 31, 32], np.int32))
+    memory.since = {2: {0: (NOW - 1, np.array([30, 31, 32], np.int32))}}
     together = memory.recall(requests(1, 2, 3), 5)
     assert listed(together) == [[10, 11], [30, 31, 32], []]
     assert together.scores[0].tolist()[:2] == [2.0, 1.5]
@@ -47,9 +47,10 @@ def test_who_was_ranked_since_has_that_and_the_others_their_lists():
 
 
 def test_what_was_taken_since_is_left_out_and_other_domains_come_later():
-    memory = Remembered(lists(), users=5)
-    memory.add(3, 0, NOW - 1, np.array([30, 31], np.int32))
-    memory.add(3, 1, NOW - 1, np.array([40, 41], np.int32))
+    memory = Remembered(lists())
+    memory.since = {
+        3: {domain: (NOW - 1, np.array([first, first + 1], np.int32)) for domain, first in ((0, 30), (1, 40))}
+    }
     assert listed(memory.recall(requests(3, taken={3: [30]}), 5)) == [[31, 40, 41]]
     assert listed(memory.recall(requests(3), 3)) == [[30, 31, 40]]
 

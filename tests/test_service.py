@@ -10,18 +10,17 @@ from typing import Any
 
 import orjson
 import pytest
-from served import END, Small, promote, running, service_of, until
+from served import END, Small, metric, promote, running, service_of, until
 
 from pipeline.config import Arm, Layer, Serve
 from pipeline.lake import InputError
-from pipeline.serving.buffer import Buffer, BufferFullError, Received
-from pipeline.serving.engine import Happened
+from pipeline.serving.buffer import Buffer, BufferFullError, Happened, Received
 from pipeline.serving.messages import Ask, Event
+from pipeline.serving.pool import FailedError, NotReadyError
 from pipeline.serving.service import (
     SECOND,
     Clock,
     ForgottenError,
-    NotReadyError,
     OverloadedError,
     RefusedError,
     Service,
@@ -42,10 +41,6 @@ def event(item: str, user: str = "u1", **rest: Any) -> Event:
 
 def listed(body: dict[str, Any]) -> list[str]:
     return [one["item"] for one in body["items"]]
-
-
-def metric(service: Service, name: str, **labels: str) -> float | None:
-    return service.metrics.registry.get_sample_value(name, labels)
 
 
 def test_a_request_is_answered_and_remembered(tmp_path: Path) -> None:
@@ -78,7 +73,7 @@ def test_what_waits_is_answered_together(tmp_path: Path) -> None:
         async with running(service_of(tmp_path, engine, settings=Serve(together=4))) as service:
             engine.gate.clear()
             first = service.recommend(ask("first"), "r")
-            await until(lambda: service._taken == 1)
+            await until(lambda: engine.waits)
             others = [service.recommend(ask(f"u{n}"), f"r{n}") for n in range(6)]
             await until(lambda: service.waiting == 6)
             engine.gate.set()
@@ -100,7 +95,8 @@ def test_one_bad_request_spoils_no_other(tmp_path: Path, caplog: pytest.LogCaptu
             engine.gate.set()
             answers = await asyncio.gather(*asked, return_exceptions=True)
             assert [isinstance(one, dict) for one in answers] == [True, True, False, True, False]
-            assert isinstance(answers[2], ZeroDivisionError)
+            assert isinstance(answers[2], FailedError)
+            assert str(answers[2]) == "ZeroDivisionError: poison"
             assert str(answers[4]) == "domain: domain 'attic' is unknown; there are feed, shop"
 
     run(story())
@@ -369,7 +365,7 @@ def test_bundles_change_under_load_and_nobody_notices(tmp_path: Path) -> None:
 
 
 def in_service(service: Service) -> str | None:
-    return service.serving.engine.name if service.serving else None
+    return service.serving.bundle if service.serving else None
 
 
 def test_a_refused_bundle_leaves_the_old_one_in_service(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -79,7 +79,8 @@ def test_no_acknowledged_event_is_lost_by_a_kill(folder: Path) -> None:
         assert not {*items[:3]} & {one["item"] for one in answer["items"]}
 
 
-def test_it_ends_when_asked_and_answers_what_was_under_way(folder: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_it_ends_when_asked_and_answers_what_was_under_way(folder: Path, processes: int) -> None:
     answered, refused = [], []
 
     def ask(address: str) -> None:
@@ -91,7 +92,7 @@ def test_it_ends_when_asked_and_answers_what_was_under_way(folder: Path) -> None
             except OSError:
                 return
 
-    with service(folder) as (address, process):
+    with service(folder, f"processes={processes}") as (address, process):
         threads = [threading.Thread(target=ask, args=(address,)) for _ in range(4)]
         for thread in threads:
             thread.start()
@@ -105,12 +106,41 @@ def test_it_ends_when_asked_and_answers_what_was_under_way(folder: Path) -> None
     assert set(refused) <= {503}
 
 
-def test_a_bundle_is_swapped_and_a_corrupt_one_refused_while_it_serves(folder: Path) -> None:
+def test_two_processes_answer_as_one(folder: Path) -> None:
+    """What was told, shown, left behind and withdrawn counts, whichever of the two answers."""
+
+    def way(*settings: str) -> tuple[list[list[str]], set[int]]:
+        lists, workers = [], set()
+        with service(folder, *settings) as (address, _):
+            while call(address, "/readyz")["workers"] < len(settings) + 1:
+                time.sleep(0.1)
+            for _ in range(8):
+                answer = call(address, "/recommend", {"user": "3", "domain": "home", "k": 6})
+                assert answer["degraded"] == []
+                lists.append([one["item"] for one in answer["items"]])
+                workers.add(answer["worker"])
+                events = [{"user": "3", "domain": "home", "item": lists[-1][0], "labels": {"click": 1}}]
+                events += [{"user": "3", "domain": "home", "item": lists[-1][1], "time": "2020-01-01T00:00:00Z"}]
+                call(address, "/events", {"events": events})
+                call(address, "/withdraw", {"items": [lists[-1][2]]})
+                assert call(address, f"/explain/{answer['request']}")["items"]
+        shutil.rmtree(folder / "live")
+        return lists, workers
+
+    alone, first = way()
+    together, both = way("processes=2")
+    assert (first, both) == ({0}, {0, 1})
+    assert together == alone
+    assert len({tuple(items) for items in alone}) == 8
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_bundle_is_swapped_and_a_corrupt_one_refused_while_it_serves(folder: Path, processes: int) -> None:
     good = bundle.read_alias(folder / "bundles", "champion")["bundle"]
     shutil.copytree(folder / "bundles" / good, folder / "bundles" / "bundle-corrupt")
     (folder / "bundles/bundle-corrupt/config.json").write_text("{}")
     shutil.copytree(folder / "bundles" / good, folder / "bundles" / "bundle-twin")
-    with service(folder) as (address, _):
+    with service(folder, f"processes={processes}") as (address, _):
         bundle.promote(folder / "bundles", "champion", "bundle-corrupt")
         for _ in range(100):
             told = call(address, "/readyz")

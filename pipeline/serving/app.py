@@ -38,7 +38,8 @@ from pipeline.config import Serve
 from pipeline.lake import InputError
 from pipeline.serving.buffer import BufferFullError
 from pipeline.serving.messages import Accepted, Ask, Feedback, Problem, Recommendation, Withdrawal
-from pipeline.serving.service import ForgottenError, NotReadyError, OverloadedError, RefusedError, Service
+from pipeline.serving.pool import NotReadyError
+from pipeline.serving.service import ForgottenError, OverloadedError, RefusedError, Service
 
 KEY = "RECFUNNEL_API_KEY"
 PAGE = Path(__file__).parent / "page"
@@ -51,6 +52,7 @@ GONE_SECONDS = 0.05
 GRACE_SECONDS = 10
 SWITCH_SECONDS = 5e-4
 GONE = 499
+NOTED = ("bundle", "degraded", "worker")
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"cache-control", b"no-store"),
@@ -136,7 +138,6 @@ def serve(app: FastAPI, *, host: str = "127.0.0.1", port: int = 8000, told: Call
         listener = socket.create_server((host, port), family=family, backlog=2_048)
     except OSError as error:
         raise InputError(f"{host}:{port} cannot be listened on ({error.strerror}); choose another --port") from None
-    _log_as_json()
     sys.setswitchinterval(SWITCH_SECONDS)
     config = uvicorn.Config(
         app,
@@ -158,7 +159,7 @@ def serve(app: FastAPI, *, host: str = "127.0.0.1", port: int = 8000, told: Call
 class Guard:
     """Stands before the application: key, rate and size of the body; a number, a log line and metrics for each request.
 
-    The log line has what an endpoint puts into `scope["state"]` as `bundle` and `degraded`.
+    The log line has what an endpoint puts into `scope["state"]` of what is `NOTED`.
     """
 
     def __init__(self, app: ASGIApp, service: Service, most: int, rate: RateLimitItem, key: str) -> None:
@@ -245,7 +246,7 @@ class Guard:
         self.service.metrics.requests.labels(path, status).inc()
         self.service.metrics.seconds.labels(path).observe(seconds)
         state = scope["state"]
-        told = {name: state[name] for name in ("bundle", "degraded") if name in state}
+        told = {name: state[name] for name in NOTED if name in state}
         log.info(
             "request",
             extra={
@@ -283,7 +284,8 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         body = await _unless_gone(request, service.recommend(ask, request.state.request))
         if body is None:
             return Response(status_code=GONE)
-        request.state.bundle, request.state.degraded = body["bundle"], body["degraded"]
+        for name in NOTED:
+            setattr(request.state, name, body[name])
         return _json(body)
 
     @app.post(
@@ -331,7 +333,8 @@ def _add_facts(app: FastAPI, service: Service) -> None:
         if service.serving is None or not service.ready:
             told = {"error": "no bundle is in service", "field": None, "ready": False, "refused": refused}
             return _json(told, 503, {"Retry-After": "1"})
-        return _json({"ready": True, "bundle": service.serving.engine.name, "refused": refused})
+        workers = len(service.pool.serving)
+        return _json({"ready": True, "bundle": service.serving.bundle, "workers": workers, "refused": refused})
 
     @app.get("/metrics", summary="What Prometheus reads", responses={401: PROBLEMS[401], 429: PROBLEMS[429]})
     async def metrics() -> Response:
@@ -418,7 +421,7 @@ def _printable(text: str) -> str:
     return text[: 5 * LONGEST_ECHO].encode("utf-8", "replace").decode()
 
 
-def _log_as_json() -> None:
+def log_as_json() -> None:
     """Log ours and uvicorn's lines as JSON to standard error."""
     handler = logging.StreamHandler()
     formatter = OrjsonFormatter(

@@ -25,7 +25,6 @@ import orjson
 import polars as pl
 import pyarrow.parquet as pq
 
-from pipeline.serving.engine import Happened
 from pipeline.sources.contract import DAY, TIME
 
 NAME = "live.db"
@@ -48,6 +47,18 @@ ROW = "user, item, domain, time, shown, labels, context, request"
 
 class BufferFullError(Exception):
     """There is no room on the disk: nothing of what was to be written is there."""
+
+
+@dataclass(frozen=True)
+class Happened:
+    """An event: `time` in µs, `labels` are tasks or durations by name."""
+
+    user: str
+    item: str
+    domain: str
+    time: int
+    shown: bool
+    labels: Mapping[str, float]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +40,7 @@ from pipeline.recall import exposure, merge
 from pipeline.recall.candidates import opened
 from pipeline.recall.route import NOTHING, Found, Requests, Route, nothing
 from pipeline.serving import bundle, explanation
+from pipeline.serving.buffer import Happened
 from pipeline.serving.bundle import HISTORY, Ids
 from pipeline.serving.live import LiveStore, Strips, runs
 from pipeline.serving.memory import Remembered, Shown
@@ -78,7 +79,8 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Question:
-    """A request: `time` in µs, `arms` the experiments' layer → arm."""
+    """A request: `time` in µs, `arms` the experiments' layer → arm; `left`: of earlier answers to the user, by domain,
+    when that was and what was left behind (`Answer.left`)."""
 
     request: str
     user: str
@@ -88,18 +90,7 @@ class Question:
     parameters: Parameters
     context: Mapping[str, str | float | None]
     arms: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Happened:
-    """An event: `labels` are tasks or durations by name."""
-
-    user: str
-    item: str
-    domain: str
-    time: int
-    shown: bool
-    labels: Mapping[str, float]
+    left: Mapping[str, tuple[int, npt.NDArray[np.int32]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -128,15 +119,21 @@ class Trace:
 
 @dataclass(frozen=True)
 class Answer:
+    """A response's body, how it came about, and the items that were ranked high and are not in it (None where none were
+    ranked, or there is no use for them)."""
+
     body: dict[str, Any]
     trace: Trace
+    left: npt.NDArray[np.int32] | None
 
 
 class Engine:
-    """A bundle, opened and checked. Raises `InputError` for one that is not whole or not what batch scoring makes."""
+    """A bundle, opened and checked. Raises `InputError` for one that is not whole or not what batch scoring makes; of a
+    `trusted` one that is not asked."""
 
-    def __init__(self, folder: Path, settings: Serve | None = None) -> None:
-        bundle.verify(folder)
+    def __init__(self, folder: Path, settings: Serve | None = None, *, trusted: bool = False) -> None:
+        if not trusted:
+            bundle.verify(folder)
         self.name = folder.name
         self.config: Config = bundle.read_config(folder)
         self.settings = settings or self.config.serve
@@ -172,13 +169,14 @@ class Engine:
         self._asked = Routes(self._routes, self.settings.threads, self.settings.deadlines["routes"])
         self._rankers = ThreadPoolExecutor(self.settings.threads, thread_name_prefix="ranker")
         self._stages = {name: Stage(name, self.settings.deadlines[name]) for name in ("coarse", "fine", "final")}
-        self._random = np.random.default_rng(self.config.seed)
+        self._random = np.random.default_rng()
         self._strangers = self._for_strangers()
         self._cache: Remembered | None = None
-        self.check_parity(folder)
+        if not trusted:
+            self.check_parity(folder)
         self._warm_up()
         if "cache" in self._routes:
-            self._routes["cache"] = self._cache = Remembered(self._routes["cache"], self.settings.live_users)
+            self._routes["cache"] = self._cache = Remembered(self._routes["cache"])
 
     def close(self) -> None:
         for stage in self._stages.values():
@@ -371,6 +369,7 @@ class Engine:
             ms[stage] = 1e3 * (time.perf_counter() - begun) - sum(ms.values())
 
         user = np.array([self._row(one.user) for one in questions], np.int32)
+        self._recollect(questions, user)
         domain = np.array([self.domains.index(one.domain) for one in questions], np.int16)
         moment = np.array([one.time for one in questions], np.int64)
         context = self._context(questions)
@@ -421,10 +420,7 @@ class Engine:
             answers.append(replace(trace, final=self._final(trace, parameters)))
         ended("final")
         ms["total"] = sum(ms.values())
-        told = [Answer(self._body(trace), trace) for trace in answers]
-        for trace in answers:
-            self._remember(trace)
-        return told
+        return [Answer(self._body(trace), trace, self._left(trace)) for trace in answers]
 
     def _requests(self, user: npt.NDArray[np.int32], domain: npt.NDArray[np.int16], moment: Integers) -> Requests:
         runs = [self._history.find(one, when) for one, when in zip(user.tolist(), moment.tolist(), strict=True)]
@@ -572,13 +568,22 @@ class Engine:
         places: Integers = order[chosen]
         return places
 
-    def _remember(self, trace: Trace) -> None:
-        """What was ranked high and is not shown, for the next request."""
+    def _recollect(self, questions: list[Question], user: npt.NDArray[np.int32]) -> None:
+        """Let the cache route know what was left behind for those who ask, but strangers."""
+        if self._cache is not None:
+            self._cache.since = {
+                row: {self.domains.index(domain): left for domain, left in one.left.items()}
+                for row, one in zip(user.tolist(), questions, strict=True)
+                if row
+            }
+
+    def _left(self, trace: Trace) -> npt.NDArray[np.int32] | None:
+        """What was ranked high and is not shown, for the user's next request."""
         if self._cache is None or trace.fused is None or not trace.user:
-            return
+            return None
         order = trace.kept[np.argsort(-trace.fused, kind="stable")]
         left = order[~np.isin(order, trace.final)][:LEFT_BEHIND]
-        self._cache.add(trace.user, trace.domain, trace.question.time, trace.merged[left].astype(np.int32))
+        return trace.merged[left].astype(np.int32)
 
     def _context(self, questions: list[Question]) -> dict[str, npt.NDArray[np.int32]]:
         """Codes (R,) of the context columns that the log has; 0 for what is not given or not known."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import gc
 import json
+import socket
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import faiss
@@ -23,6 +25,8 @@ from pipeline.serving import app, bundle
 from pipeline.serving.buffer import Buffer
 from pipeline.serving.engine import Engine
 from pipeline.serving.service import Service
+from pipeline.serving.worker import Worker
+from pipeline.serving.zygote import Zygote, in_thread
 
 BUFFER = "live"
 KEPT, LARGEST = 1 << 29, 1 << 25
@@ -59,9 +63,7 @@ def run(
     that a model has one. A bundle that is refused leaves the service up, where `/readyz` says why, until the alias
     names another. Raises `InputError` where there is no such bundle.
     """
-    torch.set_num_threads(1)
-    faiss.omp_set_num_threads(1)
-    freed.keep(KEPT, largest=LARGEST)
+    app.log_as_json()
     with tempfile.TemporaryDirectory(prefix="recfunnel-serve-") as place:
         if only is not None:
             bundles, named = only.resolve().parent, Path(place) / f"{alias}.json"
@@ -72,15 +74,22 @@ def run(
         first = _named(bundles, alias) if only is None else only.resolve().name
         settings = config.changed(bundle.read_config(bundles / first).serve, changed)
 
-        def opened(name: str) -> Engine:
+        def opened(name: str, trusted: bool) -> Engine:
             gc.unfreeze()
-            engine = Engine(bundles / name, settings)
+            engine = Engine(bundles / name, settings, trusted=trusted)
             gc.collect()
             gc.freeze()
             gc.set_threshold(*COLLECTED)
             return engine
 
-        service = Service(settings, Buffer(folder / BUFFER), named, opened)
+        def work(connection: socket.socket) -> None:
+            torch.set_num_threads(1)
+            faiss.omp_set_num_threads(1)
+            freed.keep(KEPT, largest=LARGEST)
+            Worker(connection, Buffer(folder / BUFFER), settings, opened).run()
+
+        start = Zygote(work).start if settings.processes > 1 else partial(in_thread, work)
+        service = Service(settings, Buffer(folder / BUFFER), named, start)
         app.serve(app.make(service, settings), host=host, port=port, told=told)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
-from cachetools import LRUCache
 from rbloom import Bloom
 
 from pipeline.recall.cache import Cache
@@ -62,16 +62,15 @@ class Shown:
 
 
 class Remembered:
-    """R11 as the service feeds it: for whom it has ranked since, that; for the others the bundle's `lists`."""
+    """R11 as the service feeds it: for whom it has ranked since, that; for the others the bundle's `lists`.
 
-    def __init__(self, lists: Route, users: int) -> None:
+    `since` is what users are to be recommended by domain: the time of the ranking in µs, and its items, best first.
+    """
+
+    def __init__(self, lists: Route) -> None:
+        self.since: Mapping[int, Mapping[int, tuple[int, npt.NDArray[np.int32]]]] = {}
         self._lists = lists
         self._life = lists.life if isinstance(lists, Cache) else 0
-        self._since: LRUCache[int, dict[int, tuple[int, npt.NDArray[np.int32]]]] = LRUCache(users)
-
-    def add(self, user: int, domain: int, moment: int, items: npt.NDArray[np.int32]) -> None:
-        """What a user is to be recommended in a domain, best first, as ranked at a time in µs."""
-        self._since[user] = {**self._since.get(user, {}), domain: (moment, items)}
 
     def recall(self, requests: Requests, k: int) -> Found:
         """The `k` best of what is remembered of each user, as `cache.Cache` has it."""
@@ -98,7 +97,7 @@ class Remembered:
         )
 
     def _entries(self, user: int) -> tuple[Integers, Integers, Integers, Integers]:
-        lists = self._since.get(user, {})
+        lists = self.since.get(user, {})
         domain = np.repeat(np.array(list(lists), np.int64), [len(items) for _, items in lists.values()])
         item = [items.astype(np.int64) for _, items in lists.values()]
         moment = [np.full(len(items), when, np.int64) for when, items in lists.values()]

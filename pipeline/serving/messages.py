@@ -65,7 +65,8 @@ class Listed(BaseModel):
 
 
 class Recommendation(BaseModel):
-    """The list, best first; `degraded` names stages that were left out, `arms` the user's experiments."""
+    """The list, best first; `degraded` names stages that were left out, `arms` the user's experiments, `worker` is the
+    number of the one that answered."""
 
     request: str
     bundle: str
@@ -77,6 +78,7 @@ class Recommendation(BaseModel):
     degraded: list[str]
     arms: dict[str, str]
     ms: dict[str, float]
+    worker: int
 
 
 class Accepted(BaseModel):
