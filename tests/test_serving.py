@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -17,6 +19,8 @@ import pytest
 from conftest import CONFIGS, TINY, recfunnel, service
 
 from pipeline.serving import bundle
+
+COUNTED_SECONDS = 2.5
 
 
 def call(address: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -107,31 +111,43 @@ def test_it_ends_when_asked_and_answers_what_was_under_way(folder: Path, process
 
 
 def test_two_processes_answer_as_one(folder: Path) -> None:
-    """What was told, shown, left behind and withdrawn counts, whichever of the two answers."""
+    """What was told, shown, left behind and withdrawn counts, whichever of them answers, and after one was killed."""
 
-    def way(*settings: str) -> tuple[list[list[str]], set[int]]:
-        lists, workers = [], set()
-        with service(folder, *settings) as (address, _):
-            while call(address, "/readyz")["workers"] < len(settings) + 1:
-                time.sleep(0.1)
-            for _ in range(8):
-                answer = call(address, "/recommend", {"user": "3", "domain": "home", "k": 6})
-                assert answer["degraded"] == []
-                lists.append([one["item"] for one in answer["items"]])
-                workers.add(answer["worker"])
-                events = [{"user": "3", "domain": "home", "item": lists[-1][0], "labels": {"click": 1}}]
-                events += [{"user": "3", "domain": "home", "item": lists[-1][1], "time": "2020-01-01T00:00:00Z"}]
-                call(address, "/events", {"events": events})
-                call(address, "/withdraw", {"items": [lists[-1][2]]})
-                assert call(address, f"/explain/{answer['request']}")["items"]
-        shutil.rmtree(folder / "live")
-        return lists, workers
+    def complete(address: str) -> None:
+        while call(address, "/readyz")["workers"] < 2:
+            time.sleep(0.1)
 
-    alone, first = way()
-    together, both = way("processes=2")
-    assert (first, both) == ({0}, {0, 1})
-    assert together == alone
-    assert len({tuple(items) for items in alone}) == 8
+    with service(folder, "processes=2") as (address, process), ThreadPoolExecutor() as pool:
+        complete(address)
+        shown: list[str] = []
+        for step in range(5):
+            if step == 3:
+                [zygote] = children(process.pid)
+                os.kill(children(zygote)[0], signal.SIGKILL)
+                while call(address, "/readyz")["workers"] == 2:
+                    time.sleep(0.01)
+                complete(address)
+            time.sleep(COUNTED_SECONDS)
+            asked = [pool.submit(call, address, "/recommend", {"user": "3", "domain": "home", "k": 6}) for _ in "ab"]
+            one, other = (asking.result() for asking in asked)
+            assert {one["worker"], other["worker"]} == {0, 1}
+            assert one["degraded"] == other["degraded"] == []
+            first, second = ([(each["item"], each["route"]) for each in answer["items"]] for answer in (one, other))
+            assert first == second
+            items = [item for item, _ in first]
+            assert not {*shown} & {*items}
+            event = {"user": "3", "domain": "home", "item": items[0], "labels": {"click": 1}}
+            call(address, "/events", {"events": [event]})
+            call(address, "/withdraw", {"items": [items[1]]})
+            for answer in (one, other):
+                told = call(address, f"/explain/{answer['request']}")
+                assert [each["item"] for each in told["history"][:step]] == shown[::2][::-1]
+                assert {route["route"]: route["state"] for route in told["routes"]}["cache"] == "ok" or not step
+            shown += items[:2]
+
+
+def children(process: int) -> list[int]:
+    return list(map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split()))
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -55,13 +55,17 @@ def bench(
     clients: int = 16,
     rate: int = 0,
     seconds: int = 20,
+    processes: int = 1,
     threads: int = 1,
     seed: int = 0,
 ) -> dict[str, float]:
     """Latencies of `requests` asked one at a time; requests a second of `clients` in `seconds`; latencies of as long
-    with `rate` requests a second on average, by default 70 % of what the clients reached. `threads` is `serve.threads`.
+    with `rate` requests a second on average, by default 70 % of what the clients reached. `processes` and `threads` are
+    those of `[serve]`.
 
-    A tenth of all users asked are strangers. `cold_start_s` is from the command to the first answer.
+    A tenth of all users asked are strangers. `cold_start_s` is from the command to the first answer; the load comes
+    when all processes are there. `rss_gib` is the memory of all of them, pages that several share divided among these.
+    `service_ms` and `load_ms` are processor time a request of the closed loop, of the service and of this load.
     """
     settings = config.Config(
         name="bench",
@@ -80,8 +84,11 @@ def bench(
         written = bundled(made, folder, settings)
         random = np.random.default_rng(seed)
         asked = bodies(FeatureStore.open(made), random, 50_000)
-        with served(folder, "--bundle", str(written), f"threads={threads}") as (address, began, process):
-            figures = asyncio.run(_measure(address, asked, requests, clients, rate, seconds, random))
+        settled = (f"processes={processes}", f"threads={threads}")
+        with served(folder, "--bundle", str(written), *settled) as (address, began, process):
+            while _ready(address) < processes:
+                time.sleep(0.05)
+            figures = asyncio.run(_measure(address, process.pid, asked, requests, clients, rate, seconds, random))
             figures |= {"cold_start_s": began, "rss_gib": resident(process.pid), **_stages(address)}
         on_disk = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
     return {"items": items, "routes": len(ROUTES), **figures, "bundle_gib": on_disk / 2**30}
@@ -156,16 +163,18 @@ def served(folder: Path, *arguments: str) -> Iterator[tuple[str, float, subproce
             process.communicate(timeout=STARTED)
 
 
-def _ready(address: str) -> bool:
+def _ready(address: str) -> int:
+    """How many workers are in service."""
     try:
         with urllib.request.urlopen(f"{address}/readyz", timeout=1) as answer:
-            return bool(answer.status == 200)
+            return int(json.loads(answer.read())["workers"])
     except OSError:
-        return False
+        return 0
 
 
 async def _measure(
     address: str,
+    process: int,
     asked: Sequence[bytes],
     requests: int,
     clients: int,
@@ -196,7 +205,9 @@ async def _measure(
                 closed.append(await ask(time.perf_counter()))
 
         until = time.perf_counter() + seconds
+        taken = processor(process), time.process_time()
         await asyncio.gather(*(keep_asking(until) for _ in range(clients)))
+        took_service, took_load = processor(process) - taken[0], time.process_time() - taken[1]
         reached = len(closed) / seconds
         arrivals = np.cumsum(random.exponential(1, int((rate or 0.7 * reached) * seconds)) / (rate or 0.7 * reached))
         begun = time.perf_counter()
@@ -208,6 +219,7 @@ async def _measure(
         took = time.perf_counter() - begun
     figures = {f"p{percent}_ms": float(np.percentile(alone, percent)) for percent in (50, 95, 99)}
     figures |= {"qps_closed": reached, "p99_ms_closed": float(np.percentile(closed, 99)), "qps": len(loaded) / took}
+    figures |= {"service_ms": 1e3 * took_service / len(closed), "load_ms": 1e3 * took_load / len(closed)}
     figures |= {f"p{percent}_ms_at_qps": float(np.percentile(loaded, percent)) for percent in (50, 95, 99)}
     return {**figures, "errors": errors}
 
@@ -222,6 +234,18 @@ def _stages(address: str) -> dict[str, float]:
 
 
 def resident(process: int) -> float:
-    """GiB of a process that are in memory."""
-    status = Path(f"/proc/{process}/status").read_text()
-    return float(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 2**20  # type: ignore[index]
+    """GiB of a process and those that it began that are in memory; what several share counts once."""
+    shares = (Path(f"/proc/{one}/smaps_rollup").read_text() for one in _family(process))
+    return sum(float(re.search(r"^Pss:\s+(\d+) kB", told, re.MULTILINE)[1]) for told in shares) / 2**20  # type: ignore[index]
+
+
+def processor(process: int) -> float:
+    """Processor seconds that a process and those that it began have taken."""
+    told = (Path(f"/proc/{one}/stat").read_text().rpartition(") ")[2].split() for one in _family(process))
+    return sum(int(one[11]) + int(one[12]) for one in told) / os.sysconf("SC_CLK_TCK")
+
+
+def _family(process: int) -> list[int]:
+    """A process and all that it began, and they."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [process, *(one for child in children for one in _family(int(child)))]

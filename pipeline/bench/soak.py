@@ -32,6 +32,7 @@ def bench(
     seconds: int = 600,
     swap_seconds: int = 60,
     rate: int = 30,
+    processes: int = 1,
     seed: int = 0,
 ) -> dict[str, float]:
     """`rate` requests a second, an event after every tenth, two bundles in turn. Memory is the most that was resident
@@ -47,7 +48,7 @@ def bench(
             bundle.promote(folder / bundle.FOLDER, ALIAS, name)
         random = np.random.default_rng(seed)
         asked = bodies(FeatureStore.open(made), random, seconds * rate)
-        with served(folder) as (address, _, process):
+        with served(folder, f"processes={processes}") as (address, _, process):
             swap = _swapping(folder / bundle.FOLDER, names, swap_seconds, seconds)
             figures = asyncio.run(_load(address, asked, rate, swap, process.pid))
             with urllib.request.urlopen(f"{address}/metrics", timeout=5) as answer:
