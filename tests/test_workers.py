@@ -164,6 +164,25 @@ def test_a_request_over_which_two_workers_end_is_given_up(tmp_path: Path, forked
     run(story())
 
 
+def test_a_worker_that_is_stuck_is_ended_and_another_answers(
+    tmp_path: Path, forked: Forked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.serving.pool.STUCK_SECONDS", 0.5)
+
+    async def story() -> None:
+        async with running(service_of(tmp_path, Small(), settings=TWO, start=forked)) as service:
+            await complete(service)
+            stuck = service.pool.workers[0].process
+            os.kill(stuck, signal.SIGSTOP)
+            bodies = await asyncio.gather(*(service.recommend(ask(), f"r{number}") for number in range(4)))
+            assert {body["worker"] for body in bodies} == {1}
+            await complete(service)
+            assert stuck not in service.pool.processes
+            assert metric(service, "recfunnel_worker_deaths_total") == 1
+
+    run(story())
+
+
 def test_a_bundle_is_checked_once_and_serves_when_all_have_it(tmp_path: Path, forked: Forked) -> None:
     async def story() -> None:
         engines = Small("bundle-a"), Small("bundle-b")
@@ -186,6 +205,8 @@ def test_a_bundle_is_checked_once_and_serves_when_all_have_it(tmp_path: Path, fo
             promote(tmp_path, "bundle-broken")
             await until(lambda: service.refused is not None)
             assert service.pool.wanted == ["bundle-b"]
+            assert len(service.pool.serving) == 2
+            assert metric(service, "recfunnel_worker_deaths_total") == 0
             ending.set()
             for bundles in await asyncio.gather(*load):
                 assert bundles == sorted(bundles)

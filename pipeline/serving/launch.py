@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -79,7 +80,6 @@ def run(
             engine = Engine(bundles / name, settings, trusted=trusted)
             gc.collect()
             gc.freeze()
-            gc.set_threshold(*COLLECTED)
             return engine
 
         def work(connection: socket.socket) -> None:
@@ -88,6 +88,11 @@ def run(
             freed.keep(KEPT, largest=LARGEST)
             Worker(connection, Buffer(folder / BUFFER), settings, opened).run()
 
+        if settings.processes > 1 and sys.platform != "linux":
+            raise InputError("serve.processes: more than one needs Linux")
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*COLLECTED)
         start = Zygote(work).start if settings.processes > 1 else partial(in_thread, work)
         service = Service(settings, Buffer(folder / BUFFER), named, start)
         app.serve(app.make(service, settings), host=host, port=port, told=told)

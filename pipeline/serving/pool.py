@@ -1,6 +1,6 @@
 """The pool of workers: gives requests to those that are free, several at once, and tells all of them what happens.
 
-One that ends is started anew, and what it was asked goes to another, once. A bundle is checked by the first worker that
+One that ends, or is stuck and so is ended, is started anew, and what it was asked goes to another, once. A bundle is checked by the first worker that
 opens it, and trusted by the others. All of it runs on one event loop.
 """
 
@@ -23,6 +23,7 @@ from pipeline.serving.messages import Ask
 from pipeline.serving.zygote import Started
 
 STEADY_SECONDS = 60.0
+STUCK_SECONDS = 30.0
 LONGEST_PAUSE = 30.0
 END_SECONDS = 10.0
 
@@ -232,22 +233,25 @@ class Pool:
             trusted = name in self._checking
             self._checking.add(name)
             call = worker.opening[name] = worker.call("open", bundle=name, trusted=trusted)
-            self._do(self._opened(worker, name, call, None if trusted else self._checks[name]))
+            self._do(self._opened(worker, name, call, self._checks[name], trusted))
 
     async def _opened(
-        self, worker: Worker, name: str, call: asyncio.Future[Any], check: asyncio.Future[Facts] | None
+        self, worker: Worker, name: str, call: asyncio.Future[Any], check: asyncio.Future[Facts], trusted: bool
     ) -> None:
-        """Take note that a worker has opened a bundle, and what its check came to, if this was one."""
+        """Take note that a worker has opened a bundle; if it has checked it, of what that came to, and if it could not
+        open one that another finds good, end it."""
         try:
             facts = Facts(**await call)
         except (InputError, FailedError) as error:
-            if check:
+            if not trusted:
                 check.set_exception(error)
-            elif worker.opening.get(name) is call and worker in self.workers:
+                return
+            await asyncio.wait([check])
+            if not check.exception() and worker.opening.get(name) is call and worker in self.workers:
                 log.error("worker %d cannot open %s, which another has checked: %s", worker.number, name, error)
                 worker.close()
             return
-        if check:
+        if not trusted:
             check.set_result(facts)
         if worker.opening.get(name) is call:
             del worker.opening[name]
@@ -310,6 +314,13 @@ class Pool:
                 self._batched(len(batch))
                 told = worker.call("answer", questions=[question for _, question in batch])
                 told.add_done_callback(partial(self._end_batch, worker))
+                asyncio.get_running_loop().call_later(STUCK_SECONDS, self._end_stuck, worker, batch)
+
+    def _end_stuck(self, worker: Worker, batch: list[tuple[Asked, dict[str, Any]]]) -> None:
+        """End a process that is still at these requests."""
+        if worker.busy is batch and worker in self.workers and worker.process != os.getpid():
+            log.error("worker %d has not answered for %.0f s", worker.number, STUCK_SECONDS)
+            worker.close()
 
     def _taken(self, size: int) -> list[tuple[Asked, dict[str, Any]]]:
         """Up to so many of those that wait, with their questions; none whose client is gone."""
