@@ -21,8 +21,8 @@ from pipeline.lake import InputError
 from pipeline.serving.buffer import Buffer, Happened
 from pipeline.serving.engine import Answer, Engine, Parameters, Question, Trace
 from pipeline.serving.service import Service
+from pipeline.serving.starting import Started, in_thread
 from pipeline.serving.worker import Worker
-from pipeline.serving.zygote import Started, in_thread
 
 END = 1_764_000_000_000_000
 NOBODY = np.zeros(0, np.int64)
@@ -52,6 +52,13 @@ class Small:
     gate: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
+        self.gate.set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "gate"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, gate=threading.Event())
         self.gate.set()
 
     @property
@@ -120,9 +127,9 @@ class Small:
         self.closed = True
 
 
-def opener(folder: Path, *engines: Small, seconds: float = 0.0) -> Callable[[str, bool], Engine]:
-    """What opens these by their names, which takes so long; there are no others. Names that were not trusted are added
-    to the folder's checks.txt."""
+def work(folder: Path, engines: Sequence[Small], seconds: float, settings: Serve, connection: socket.socket) -> None:
+    """Be a worker that opens these by their names, which takes so long; there are no others. Names that were not
+    trusted are added to the folder's checks.txt."""
     known = {engine.name: engine for engine in engines}
 
     def open_engine(name: str, trusted: bool) -> Engine:
@@ -134,7 +141,7 @@ def opener(folder: Path, *engines: Small, seconds: float = 0.0) -> Callable[[str
             raise InputError(f"{name}: features/users.parquet is not the file that was written")
         return cast(Engine, known[name])
 
-    return open_engine
+    Worker(connection, Buffer(folder), settings, open_engine).run()
 
 
 def promote(folder: Path, name: str, *previous: str) -> None:
@@ -155,12 +162,9 @@ def service_of(
     its workers start."""
     if engines and not (folder / "champion.json").exists():
         promote(folder, engines[0].name)
-    known, served = opener(folder, *engines, seconds=opening), settings or Serve()
-
-    def work(connection: socket.socket) -> None:
-        Worker(connection, Buffer(folder), served, known).run()
-
-    return Service(served, Buffer(folder), folder / "champion.json", partial(start, work), poll_seconds=0.01)
+    served = settings or Serve()
+    start_worker = partial(start, partial(work, folder, engines, opening, served))
+    return Service(served, Buffer(folder), folder / "champion.json", start_worker, poll_seconds=0.01)
 
 
 @asynccontextmanager

@@ -12,7 +12,6 @@ import pytest
 from pipeline import lake, tracking
 from pipeline.lake import InputError
 
-
 WRITE_SLOWLY = """
 import sys
 from pathlib import Path

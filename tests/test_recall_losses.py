@@ -108,6 +108,19 @@ def test_the_full_softmax_of_no_rows_and_of_huge_logits() -> None:
     assert float(huge) == pytest.approx(np.log(4))
 
 
+@pytest.mark.parametrize("name", [*losses.LOSSES, "full"])
+def test_vectors_in_bfloat16_give_the_loss_in_float32(name: str) -> None:
+    users, items, item_id = vectors(3, 1), vectors(9, 2), torch.arange(9)
+
+    def loss(user: Tensor, item: Tensor) -> Tensor:
+        if name == "full":
+            return losses.full_softmax(user, item, item_id[:3], temperature=0.5)
+        return losses.LOSSES[name](user, item, item_id, torch.full((9,), 1 / 9).log(), temperature=0.5)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        agree(loss(users.bfloat16(), items.bfloat16()), loss(users, items), (users, items), 0.02)
+
+
 def test_bpr_is_the_full_softmax_of_a_catalogue_of_two() -> None:
     users, items = vectors(3, 1), vectors(2, 2)
     own = torch.tensor([1, 0, 1])

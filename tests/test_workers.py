@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import signal
-import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +17,23 @@ from served import Small, metric, promote, running, service_of, until
 
 from pipeline.config import Serve
 from pipeline.serving.buffer import Buffer
+from pipeline.serving.engine import Answer, Question
 from pipeline.serving.messages import Ask, Event
 from pipeline.serving.pool import FailedError, NotReadyError
 from pipeline.serving.service import ForgottenError, Service
-from pipeline.serving.zygote import Started, Zygote
+from pipeline.serving.starting import in_process
 
 TWO = Serve(processes=2, together=2)
 OFTEN = 40
 
 
-class Forked:
-    """Starts processes that do the work by a zygote, which is made at the first start and ended in the end."""
+class Fatal(Small):
+    """Ends its process over the user "fatal"."""
 
-    def __init__(self) -> None:
-        self._zygote: Zygote | None = None
-
-    def __call__(self, work: Callable[[socket.socket], None]) -> Started:
-        self._zygote = self._zygote or Zygote(work)
-        return self._zygote.start()
-
-    def close(self) -> None:
-        if self._zygote:
-            self._zygote.close()
-
-
-@pytest.fixture
-def forked():
-    start = Forked()
-    yield start
-    start.close()
+    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        if questions[0].user == "fatal":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().answer(questions)
 
 
 def run(coroutine: Coroutine[Any, Any, None]) -> None:
@@ -67,9 +56,9 @@ async def complete(service: Service) -> None:
     await until(lambda: len(service.pool.serving) == service.settings.processes)
 
 
-def test_what_one_worker_is_told_all_know_at_the_next_request(tmp_path: Path, forked: Forked) -> None:
+def test_what_one_worker_is_told_all_know_at_the_next_request(tmp_path: Path) -> None:
     async def story() -> None:
-        async with running(service_of(tmp_path, Small(), settings=TWO, start=forked)) as service:
+        async with running(service_of(tmp_path, Small(), settings=TWO, start=in_process)) as service:
             await complete(service)
             assert len(service.pool.processes) == 3
             answered = []
@@ -87,9 +76,9 @@ def test_what_one_worker_is_told_all_know_at_the_next_request(tmp_path: Path, fo
     run(story())
 
 
-def test_any_answer_is_explained_by_the_worker_that_gave_it(tmp_path: Path, forked: Forked) -> None:
+def test_any_answer_is_explained_by_the_worker_that_gave_it(tmp_path: Path) -> None:
     async def story() -> None:
-        async with running(service_of(tmp_path, Small(), settings=TWO, start=forked)) as service:
+        async with running(service_of(tmp_path, Small(), settings=TWO, start=in_process)) as service:
             await complete(service)
             bodies = [await service.recommend(ask(f"u{number}"), f"r{number}") for number in range(6)]
             assert {body["worker"] for body in bodies} == {0, 1}
@@ -100,13 +89,13 @@ def test_any_answer_is_explained_by_the_worker_that_gave_it(tmp_path: Path, fork
     run(story())
 
 
-def test_a_killed_worker_loses_no_request_and_no_event_and_comes_back(tmp_path: Path, forked: Forked) -> None:
+def test_a_killed_worker_loses_no_request_and_no_event_and_comes_back(tmp_path: Path) -> None:
     """Workers are killed in turn under load: every request is answered, by the other or the one that comes after, every
     acknowledged event is heard by all, and what was answered by one who is gone is not explained."""
 
     async def story() -> None:
         small, settings = Small(seconds=0.005), Serve(processes=2, traces=100_000)
-        async with running(service_of(tmp_path, small, settings=settings, start=forked)) as service:
+        async with running(service_of(tmp_path, small, settings=settings, start=in_process)) as service:
             await complete(service)
             await service.recommend(ask("before"), "before")
             told = 0
@@ -146,15 +135,9 @@ def test_a_killed_worker_loses_no_request_and_no_event_and_comes_back(tmp_path: 
     run(story())
 
 
-def test_a_request_over_which_two_workers_end_is_given_up(tmp_path: Path, forked: Forked) -> None:
-    class Fatal(Small):
-        def answer(self, questions):  # type: ignore[no-untyped-def]
-            if questions[0].user == "fatal":
-                os.kill(os.getpid(), signal.SIGKILL)
-            return super().answer(questions)
-
+def test_a_request_over_which_two_workers_end_is_given_up(tmp_path: Path) -> None:
     async def story() -> None:
-        async with running(service_of(tmp_path, Fatal(), settings=TWO, start=forked)) as service:
+        async with running(service_of(tmp_path, Fatal(), settings=TWO, start=in_process)) as service:
             await complete(service)
             with pytest.raises((FailedError, NotReadyError)):
                 await service.recommend(ask("fatal"), "r")
@@ -164,13 +147,11 @@ def test_a_request_over_which_two_workers_end_is_given_up(tmp_path: Path, forked
     run(story())
 
 
-def test_a_worker_that_is_stuck_is_ended_and_another_answers(
-    tmp_path: Path, forked: Forked, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_is_stuck_is_ended_and_another_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.serving.pool.STUCK_SECONDS", 0.5)
 
     async def story() -> None:
-        async with running(service_of(tmp_path, Small(), settings=TWO, start=forked)) as service:
+        async with running(service_of(tmp_path, Small(), settings=TWO, start=in_process)) as service:
             await complete(service)
             stuck = service.pool.workers[0].process
             os.kill(stuck, signal.SIGSTOP)
@@ -183,10 +164,10 @@ def test_a_worker_that_is_stuck_is_ended_and_another_answers(
     run(story())
 
 
-def test_a_bundle_is_checked_once_and_serves_when_all_have_it(tmp_path: Path, forked: Forked) -> None:
+def test_a_bundle_is_checked_once_and_serves_when_all_have_it(tmp_path: Path) -> None:
     async def story() -> None:
         engines = Small("bundle-a"), Small("bundle-b")
-        async with running(service_of(tmp_path, *engines, settings=TWO, start=forked, opening=0.05)) as service:
+        async with running(service_of(tmp_path, *engines, settings=TWO, start=in_process, opening=0.05)) as service:
             await complete(service)
             ending = asyncio.Event()
 
@@ -217,10 +198,10 @@ def test_a_bundle_is_checked_once_and_serves_when_all_have_it(tmp_path: Path, fo
     run(story())
 
 
-def test_at_the_end_every_process_ends(tmp_path: Path, forked: Forked) -> None:
+def test_at_the_end_every_process_ends(tmp_path: Path) -> None:
     async def story() -> None:
         small = Small(seconds=0.01)
-        service = service_of(tmp_path, small, settings=TWO, start=forked)
+        service = service_of(tmp_path, small, settings=TWO, start=in_process)
         await service.start()
         await complete(service)
         workers = service.pool.processes - {os.getpid()}
@@ -238,30 +219,32 @@ def test_at_the_end_every_process_ends(tmp_path: Path, forked: Forked) -> None:
 
 
 def test_workers_end_when_the_service_is_killed(tmp_path: Path) -> None:
-    """A process is forked that serves and tells its workers' numbers, and is killed."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-
-        async def serve() -> None:
-            service = service_of(tmp_path, Small(), settings=TWO, start=Forked())
-            await service.start()
-            await complete(service)
-            workers = service.pool.processes - {os.getpid()}
-            os.write(writing, " ".join(map(str, workers)).encode() + b"\n")
-            await asyncio.sleep(60)
-
-        asyncio.run(serve())
-    os.close(writing)
-    with os.fdopen(reading) as told:
-        workers = list(map(int, told.readline().split()))
-        assert len(workers) == 2
-        os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    spawned = multiprocessing.get_context("spawn")
+    told, telling = spawned.Pipe(duplex=False)
+    process = spawned.Process(target=serve_and_tell, args=(tmp_path, telling))
+    process.start()
+    assert told.poll(60)
+    workers = told.recv()
+    assert len(workers) == 2
+    process.kill()
+    process.join()
     end = time.monotonic() + 10
-    while any(Path(f"/proc/{process}").exists() for process in workers):
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
         assert time.monotonic() < end, "a worker has outlived its service"
         time.sleep(0.01)
+
+
+def serve_and_tell(folder: Path, telling: Connection) -> None:
+    """Serve, and tell the workers' processes."""
+
+    async def story() -> None:
+        service = service_of(folder, Small(), settings=TWO, start=in_process)
+        await service.start()
+        await complete(service)
+        telling.send(service.pool.processes - {os.getpid()})
+        await asyncio.sleep(60)
+
+    asyncio.run(story())
 
 
 def test_what_was_left_behind_comes_with_the_users_next_request(tmp_path: Path) -> None:

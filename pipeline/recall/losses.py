@@ -77,7 +77,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {"listwise": listwise, "pointwise": p
 
 def full_softmax(user: Tensor, item: Tensor, own: Tensor, *, temperature: float) -> Tensor:
     """The cross-entropy of each row's own item, whose row of `item` (I, D) `own` (B,) tells, among all I of them."""
-    nothing = item.new_zeros(len(item))
+    nothing = torch.zeros(len(item), device=item.device)
     return _softmax(user, item, own, nothing, nothing, temperature)
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import gc
 import json
+import multiprocessing
 import socket
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,14 +20,15 @@ import faiss
 import torch
 
 from pipeline import config, freed
+from pipeline.config import Serve
 from pipeline.features.store import BUILT_IN_CONTEXT, DAY
 from pipeline.lake import InputError
 from pipeline.serving import app, bundle
 from pipeline.serving.buffer import Buffer
 from pipeline.serving.engine import Engine
 from pipeline.serving.service import Service
+from pipeline.serving.starting import in_process, in_thread, prepare
 from pipeline.serving.worker import Worker
-from pipeline.serving.zygote import Zygote, in_thread
 
 BUFFER = "live"
 KEPT, LARGEST = 1 << 29, 1 << 25
@@ -75,27 +76,32 @@ def run(
         first = _named(bundles, alias) if only is None else only.resolve().name
         settings = config.changed(bundle.read_config(bundles / first).serve, changed)
 
-        def opened(name: str, trusted: bool) -> Engine:
-            gc.unfreeze()
-            engine = Engine(bundles / name, settings, trusted=trusted)
-            gc.collect()
-            gc.freeze()
-            return engine
+        start = in_thread
+        if settings.processes > 1:
+            prepare(__name__)
+            start = in_process
+        work = partial(_work, bundles, folder / BUFFER, settings)
+        service = Service(settings, Buffer(folder / BUFFER), named, partial(start, work))
+        app.serve(app.make(service, settings), host=host, port=port, told=told)
 
-        def work(connection: socket.socket) -> None:
-            torch.set_num_threads(1)
-            faiss.omp_set_num_threads(1)
-            freed.keep(KEPT, largest=LARGEST)
-            Worker(connection, Buffer(folder / BUFFER), settings, opened).run()
 
-        if settings.processes > 1 and sys.platform != "linux":
-            raise InputError("serve.processes: more than one needs Linux")
+def _work(bundles: Path, buffer: Path, settings: Serve, connection: socket.socket) -> None:
+    """What a worker does, alone in its process or beside the service."""
+
+    def opened(name: str, trusted: bool) -> Engine:
+        gc.unfreeze()
+        engine = Engine(bundles / name, settings, trusted=trusted)
         gc.collect()
         gc.freeze()
-        gc.set_threshold(*COLLECTED)
-        start = Zygote(work).start if settings.processes > 1 else partial(in_thread, work)
-        service = Service(settings, Buffer(folder / BUFFER), named, start)
-        app.serve(app.make(service, settings), host=host, port=port, told=told)
+        return engine
+
+    if multiprocessing.parent_process():
+        app.log_as_json()
+    gc.set_threshold(*COLLECTED)
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    freed.keep(KEPT, largest=LARGEST)
+    Worker(connection, Buffer(buffer), settings, opened).run()
 
 
 def _named(bundles: Path, alias: str) -> str:

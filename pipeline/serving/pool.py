@@ -1,7 +1,7 @@
 """The pool of workers: gives requests to those that are free, several at once, and tells all of them what happens.
 
-One that ends, or is stuck and so is ended, is started anew, and what it was asked goes to another, once. A bundle is checked by the first worker that
-opens it, and trusted by the others. All of it runs on one event loop.
+One that ends, or is stuck and so is ended, is started anew, and what it was asked goes to another, once. A bundle is
+checked by the first worker that opens it, and trusted by the others. All of it runs on one event loop.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import orjson
 
 from pipeline.lake import InputError
 from pipeline.serving.messages import Ask
-from pipeline.serving.zygote import Started
+from pipeline.serving.starting import Started
 
 STEADY_SECONDS = 60.0
 STUCK_SECONDS = 30.0
@@ -215,7 +215,7 @@ class Pool:
             return
 
     async def _begin(self, number: int) -> None:
-        started = self._start()
+        started = await asyncio.to_thread(self._start)
         worker = Worker(number, started, self._begun, self._lost)
         await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=started.connection)
 

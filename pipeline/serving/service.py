@@ -37,7 +37,7 @@ from pipeline.lake import InputError
 from pipeline.serving.buffer import Buffer, Happened, Received, Response
 from pipeline.serving.messages import Ask, Event
 from pipeline.serving.pool import Asked, Facts, FailedError, NotReadyError, Pool, Worker
-from pipeline.serving.zygote import Started
+from pipeline.serving.starting import Started
 from pipeline.sources.contract import DAY, EARLIEST
 
 SECOND = 1_000_000
