@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -83,15 +84,16 @@ class Small:
         return [self._answer(question) for question in questions]
 
     def _answer(self, question: Question) -> Answer:
-        shown = {event.item for event in self.heard if event.user == question.user and event.time < question.time}
-        items = [item for item in map("i{}".format, range(1_000)) if item not in shown | self.withdrawn]
+        heard = {event.item for event in self.heard if event.user == question.user and event.time < question.time}
+        hidden = heard | self.withdrawn
+        items = islice((item for item in map("i{}".format, count()) if item not in hidden), question.k)
         listed = [
             {"item": item, "rank": rank, "score": 1 / rank, "route": "hot", "scores": {"click": 0.5, "like": 0.1}}
-            for rank, item in enumerate(items[: question.k], 1)
+            for rank, item in enumerate(items, 1)
         ]
         body = {
             **{"request": question.request, "bundle": self.name, "user": question.user, "domain": question.domain},
-            **{"known_user": bool(shown), "time": "2025-11-24T16:00:00Z", "items": listed, "degraded": ["route:tag"]},
+            **{"known_user": bool(heard), "time": "2025-11-24T16:00:00Z", "items": listed, "degraded": ["route:tag"]},
             **{"arms": dict(question.arms), "ms": {"routes": 1.0, "fine": 2.0, "total": 3.0}},
         }
         none: Any = None

@@ -105,6 +105,7 @@ def test_a_killed_worker_loses_no_request_and_no_event_and_comes_back(tmp_path: 
                 nonlocal told
                 while not ending.is_set():
                     told += await service.feedback([event(f"i{told}")])
+                    await asyncio.sleep(0.005)
 
             async def demand(client: int) -> int:
                 answers = 0

@@ -235,8 +235,9 @@ def _stages(address: str) -> dict[str, float]:
 
 def resident(process: int) -> float:
     """GiB of a process and those that it began that are in memory; what several share counts once."""
-    shares = (Path(f"/proc/{one}/smaps_rollup").read_text() for one in _family(process))
-    return sum(float(re.search(r"^Pss:\s+(\d+) kB", told, re.MULTILINE)[1]) for told in shares) / 2**20  # type: ignore[index]
+    told = (Path(f"/proc/{one}/smaps_rollup").read_text() for one in _family(process))
+    shares: list[int] = [int(kib) for one in told for kib in re.findall(r"^Pss:\s+(\d+) kB", one, re.MULTILINE)]
+    return sum(shares) / 2**20
 
 
 def processor(process: int) -> float:
