@@ -7,11 +7,14 @@ one output shape.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+STEP = 128
 
 
 @torch.library.custom_op(
@@ -22,9 +25,11 @@ from torch import Tensor
 def grouped_linear(rows: Tensor, weight: Tensor, bias: Tensor, count: Tensor) -> Tensor:
     """rows (B, in) · weight (G, in, out) + bias (G, out), where group g has `count[g]` of the rows: (B, out)."""
     out = rows.new_empty(len(rows), weight.shape[2])
-    sizes = count.tolist()
-    for part, matrix, offset, into in zip(rows.split(sizes), weight, bias, out.split(sizes), strict=True):
-        torch.addmm(offset, part, matrix, out=into)
+    for group, (own, window) in enumerate(_windows(rows, count)):
+        if own == window:
+            torch.addmm(bias[group], rows[own], weight[group], out=out[own])
+        else:
+            out[own] = torch.addmm(bias[group], rows[window], weight[group])[_within(own, window)]
     return out
 
 
@@ -37,13 +42,36 @@ def _gradients(gradient: Tensor, rows: Tensor, weight: Tensor, count: Tensor) ->
     """From the gradient of the output, those of rows, weight and bias."""
     of_rows, of_weight = torch.empty_like(rows), torch.empty_like(weight)
     of_bias = weight.new_empty(len(weight), weight.shape[2])
-    sizes = count.tolist()
-    parts = zip(gradient.split(sizes), rows.split(sizes), of_rows.split(sizes), strict=True)
-    for group, (above, part, of_part) in enumerate(parts):
-        torch.mm(above, weight[group].T, out=of_part)
-        torch.mm(part.T, above, out=of_weight[group])
+    for group, (own, window) in enumerate(_windows(rows, count)):
+        above = gradient[own]
         torch.sum(above, dim=0, out=of_bias[group])
+        if own == window:
+            torch.mm(above, weight[group].T, out=of_rows[own])
+        else:
+            above = gradient.new_zeros(window.stop - window.start, gradient.shape[1])
+            above[_within(own, window)] = gradient[own]
+            of_rows[own] = torch.mm(above, weight[group].T)[_within(own, window)]
+        torch.mm(rows[window].T, above, out=of_weight[group])
     return of_rows, of_weight, of_bias
+
+
+def _windows(rows: Tensor, count: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Where each group's rows lie, and rows around them, if need be, that make a matrix of one of few sizes: on a CPU a
+    product in bfloat16 has a program made for it, for each new size, which takes longer than the product."""
+    begin = 0
+    for size in count.tolist():
+        whole = -(-size // STEP) * STEP
+        own = slice(begin, begin + size)
+        if rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and size and whole <= len(rows):
+            first = min(begin, len(rows) - whole)
+            yield own, slice(first, first + whole)
+        else:
+            yield own, own
+        begin += size
+
+
+def _within(own: slice, window: slice) -> slice:
+    return slice(own.start - window.start, own.stop - window.start)
 
 
 @grouped_linear.register_fake

@@ -389,7 +389,7 @@ class BankLinear(nn.Module):
         if x.ndim == 2:
             weight = self.weight.transpose(0, 1).reshape(into, k * out)
             return torch.addmm(self.bias.view(-1), x, weight).view(len(x), k, out)
-        return torch.bmm(x.transpose(0, 1), self.weight).transpose(0, 1) + self.bias
+        return torch.bmm(x.transpose(0, 1).contiguous(), self.weight).transpose(0, 1) + self.bias
 
     def of_groups(self, x: Float[Tensor, "B into"], count: Int[Tensor, " k"]) -> Float[Tensor, "B out"]:
         """From rows that lie group after group, each through its own group's layer."""

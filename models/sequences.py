@@ -203,13 +203,17 @@ class _BendAtZero(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         x, slope = ctx.saved_tensors
-        of_slope = torch.dot(gradient.flatten(), x.clamp(max=0).flatten())
+        below = x.clamp(max=0)
+        if gradient.dtype == torch.float32:
+            of_slope = torch.dot(gradient.flatten(), below.flatten())
+        else:  # on a CPU one number after the other there
+            of_slope = (gradient * below).sum(dtype=torch.float32)
         return torch.ops.aten.threshold_backward(gradient, x, 0).lerp_(gradient, slope), of_slope.view(1)
 
 
 class PReLU(nn.Module):
     """max(x, 0) + a min(x, 0) with one a for all x (He et al., Delving Deep into Rectifiers, ICCV 2015), whose gradient
-    is one dot product; torch's writes a tensor of products first."""
+    is one dot product in float32; torch's writes a tensor of products first."""
 
     def __init__(self) -> None:
         super().__init__()

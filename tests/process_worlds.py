@@ -68,7 +68,8 @@ def train(
         if steps == kill_at:
             raise KilledError
         steps += 1
-        return objective(model, batch, masked_bce)
+        with torch.autocast("cpu", enabled=False):  # bfloat16 would round other sums otherwise
+            return objective(model, batch, masked_bce)
 
     def validate(model: nn.Module) -> dict[str, float]:
         with torch.inference_mode():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models import grouped
 from models.grouped import grouped_linear, grouping, ungrouped
 from models.layers import Bank, OtherColumns, pick
 
@@ -55,6 +56,22 @@ def test_a_grouped_layer_is_an_operator_that_can_be_compiled_and_cast() -> None:
         cast = grouped_linear(*given)
     assert cast.dtype == torch.bfloat16
     torch.testing.assert_close(cast.float(), grouped_linear(*given), atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize("counts", [(7, 1, 12), (0, 30, 3), (4, 8, 0), (0, 0, 3)])
+def test_in_bfloat16_sizes_do_not_matter(counts: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups are multiplied with rows of their neighbours around them, of which nothing is to be seen."""
+    monkeypatch.setattr(grouped, "STEP", 4)
+    torch.manual_seed(0)
+    shapes = (sum(counts), 5), (3, 5, 2), (3, 2)
+    given = [torch.randint(-2, 3, shape).float().requires_grad_() for shape in shapes]
+    told = torch.randint(-2, 3, (sum(counts), 2)).float()
+    plain = grouped_linear(*given, torch.tensor(counts))
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = grouped_linear(*given, torch.tensor(counts))
+    assert torch.equal(cast.float(), plain)
+    found, expected = (torch.autograd.grad((one * told).sum(), given) for one in (cast, plain))
+    assert all(map(torch.equal, found, expected))
 
 
 @pytest.mark.parametrize("without", [[], [0, 1], [2, 3], [3, 4]])

@@ -262,16 +262,17 @@ def test_sums_and_the_gradient_of_a_small_table(size: int, count: int) -> None:
     torch.testing.assert_close(torch.autograd.grad((found * values).sum(), table), wanted)
 
 
-def test_prelu_against_torch_s() -> None:
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_prelu_against_torch_s(kind: torch.dtype) -> None:
     torch.manual_seed(0)
-    own, torch_s, x, weight = PReLU(), nn.PReLU(), torch.randn(20, 3), torch.randn(20, 3)
+    own, torch_s, x, weight = PReLU(), nn.PReLU().to(kind), torch.randn(20, 3).to(kind), torch.randn(20, 3).to(kind)
     x[0] = 0
     given_x = [x.clone().requires_grad_() for _ in range(2)]
     for module, leaf in zip((own, torch_s), given_x, strict=True):
         (module(leaf) * weight).sum().backward()
     assert torch.equal(own(x), torch_s(x))
     torch.testing.assert_close(given_x[0].grad, given_x[1].grad)
-    torch.testing.assert_close(own.weight.grad, torch_s.weight.grad)
+    torch.testing.assert_close(own.weight.grad, torch_s.weight.grad.float(), atol=1e-5, rtol=1e-2)
 
 
 def test_comparison_is_the_network_of_the_paper() -> None:
