@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # else the first optimiser imports it, in measured time; the peers' are made before
 from torch import Tensor, nn
 
 from models import RANKERS
