@@ -34,7 +34,7 @@ from pipeline.recall.sampling import Sampler
 
 PEERS = Path(__file__).parent / "peers"
 RIVALS = {"a": ("rechub", "librecommender"), "b": ("fuxi",), "c": ("rechub",), "e": ("librecommender",)}
-TEMPERATURE = 0.05
+TEMPERATURE = 0.2
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Task:
     options: dict[str, Any] = field(default_factory=dict)
     history: bool = False
     labels: tuple[str, ...] = ("click",)
+    learning_rate: float = 0.003
 
 
 DEEP = (256, 128, 64)
@@ -54,7 +55,7 @@ TASKS = {
     "c": Task("mmoe", {"hidden": (256, 128)}, labels=workload.LABELS),
     "d": Task("shared_bottom", {"hidden": (256, 128), "by_domain": True}),
     "ds": Task("star", {"hidden": DEEP}),
-    "e": Task("two_tower", {"width": 16, "hidden": DEEP}, history=True),
+    "e": Task("two_tower", {"width": 16, "hidden": DEEP}, history=True, learning_rate=0.01),
 }
 
 
@@ -149,7 +150,7 @@ def measure(task: Task, folder: Path, batch_size: int, seed: int) -> Measured:
         steps=-(-len(rows) // batch_size),
         rows=len(rows),
         epochs=1,
-        learning_rate=0.003,
+        learning_rate=task.learning_rate,
         monitor="none",
         log=lambda metrics, epoch: None,
     )
