@@ -107,7 +107,7 @@ class Worker(asyncio.Protocol):
         """What the worker answers. Raises `InputError` or `FailedError` when awaited."""
         self._called += 1
         future = self._calls[self._called] = asyncio.get_running_loop().create_future()
-        self.tell(_line({"do": do, "call": self._called, **rest}))
+        self.tell(as_line({"do": do, "call": self._called, **rest}))
         return future
 
     def close(self) -> None:
@@ -228,7 +228,7 @@ class Pool:
         for name in {*worker.opened, *worker.opening}.difference(self.wanted):
             worker.opened.discard(name)
             worker.opening.pop(name, None)
-            worker.tell(_line({"do": "close", "bundle": name}))
+            worker.tell(as_line({"do": "close", "bundle": name}))
         for name in set(self.wanted).difference(worker.opened, worker.opening):
             trusted = name in self._checking
             self._checking.add(name)
@@ -313,12 +313,12 @@ class Pool:
                 worker.busy = batch
                 self._batched(len(batch))
                 told = worker.call("answer", questions=[question for _, question in batch])
-                told.add_done_callback(partial(self._end_batch, worker))
-                asyncio.get_running_loop().call_later(STUCK_SECONDS, self._end_stuck, worker, batch)
+                stuck = asyncio.get_running_loop().call_later(STUCK_SECONDS, self._end_stuck, worker)
+                told.add_done_callback(partial(self._end_batch, worker, stuck))
 
-    def _end_stuck(self, worker: Worker, batch: list[tuple[Asked, dict[str, Any]]]) -> None:
-        """End a process that is still at these requests."""
-        if worker.busy is batch and worker in self.workers and worker.process != os.getpid():
+    def _end_stuck(self, worker: Worker) -> None:
+        """End a process that is still at its requests."""
+        if worker.process != os.getpid():
             log.error("worker %d has not answered for %.0f s", worker.number, STUCK_SECONDS)
             worker.close()
 
@@ -335,7 +335,10 @@ class Pool:
                 asked.future.set_exception(error)
         return batch
 
-    def _end_batch(self, worker: Worker, done: asyncio.Future[list[dict[str, Any]]]) -> None:
+    def _end_batch(
+        self, worker: Worker, stuck: asyncio.TimerHandle, done: asyncio.Future[list[dict[str, Any]]]
+    ) -> None:
+        stuck.cancel()
         if done.exception() or worker not in self.workers:
             return
         for (asked, question), told in zip(worker.busy, done.result(), strict=True):
@@ -361,5 +364,5 @@ def failure(error: Mapping[str, Any]) -> InputError | FailedError:
     return InputError(error["message"]) if error["input"] else FailedError(error["message"])
 
 
-def _line(message: Mapping[str, Any]) -> bytes:
+def as_line(message: Mapping[str, Any]) -> bytes:
     return orjson.dumps(message, option=orjson.OPT_APPEND_NEWLINE)

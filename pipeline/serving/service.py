@@ -36,7 +36,7 @@ from pipeline.experiments import layers
 from pipeline.lake import InputError
 from pipeline.serving.buffer import Buffer, Happened, Received, Response
 from pipeline.serving.messages import Ask, Event
-from pipeline.serving.pool import Asked, Facts, FailedError, NotReadyError, Pool, Worker
+from pipeline.serving.pool import Asked, Facts, FailedError, NotReadyError, Pool, Worker, as_line
 from pipeline.serving.starting import Started
 from pipeline.sources.contract import DAY, EARLIEST
 
@@ -360,7 +360,7 @@ class Service:
         ):
             try:
                 if some:
-                    lines.append(orjson.dumps(write(some), option=orjson.OPT_APPEND_NEWLINE))
+                    lines.append(as_line(write(some)))
                 results += [(one.future, len(one.events) + len(one.items)) for one in some]
             except Exception as error:
                 results += [(one.future, error) for one in some]
