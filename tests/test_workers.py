@@ -182,7 +182,7 @@ def test_a_bundle_is_checked_once_and_serves_when_all_have_it(tmp_path: Path) ->
             promote(tmp_path, "bundle-b")
             await until(lambda: service.serving is not None and service.serving.bundle == "bundle-b")
             assert len(service.pool.serving) == 2
-            told = await asyncio.gather(*(service.recommend(ask(), f"b{number}") for number in range(8)))
+            told = await asyncio.gather(*(service.recommend(ask(), f"b{number}") for number in range(OFTEN)))
             assert {(body["worker"], body["bundle"]) for body in told} == {(0, "bundle-b"), (1, "bundle-b")}
             promote(tmp_path, "bundle-broken")
             await until(lambda: service.refused is not None)
