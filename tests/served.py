@@ -7,8 +7,8 @@ import json
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, islice
@@ -178,6 +178,19 @@ async def running(service: Service) -> AsyncIterator[Service]:
         yield service
     finally:
         await service.close()
+
+
+@contextmanager
+def full_disk(buffer: Buffer, *, spare: int = 0) -> Iterator[None]:
+    """Meanwhile the buffer's file cannot grow by more than `spare` pages."""
+    with buffer._lock:
+        pages = buffer._connection.execute("PRAGMA page_count").fetchone()[0]
+        buffer._connection.execute(f"PRAGMA max_page_count = {pages + spare}")
+    try:
+        yield
+    finally:
+        with buffer._lock:
+            buffer._connection.execute("PRAGMA max_page_count = 1000000")
 
 
 async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:

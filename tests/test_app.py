@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from limits import parse
 from prometheus_client.parser import text_string_to_metric_families
-from served import Small, promote, service_of, until
+from served import Small, full_disk, promote, service_of, until
 
 from pipeline.config import Serve
 from pipeline.lake import InputError
@@ -448,9 +448,8 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
     service = service_of(tmp_path, Small())
 
     async def story(client: httpx.AsyncClient) -> None:
-        pages = service.buffer._connection.execute("PRAGMA page_count").fetchone()[0]
-        service.buffer._connection.execute(f"PRAGMA max_page_count = {pages}")
-        response = await client.post("/events", json={"events": [{**EVENT, "item": "i" * 200}] * 900})
+        with full_disk(service.buffer):
+            response = await client.post("/events", json={"events": [{**EVENT, "item": "i" * 200}] * 900})
         assert "the disk is full" in problem(response, 507)
         assert (await client.post("/recommend", json=ASK)).status_code == 200
 

@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from served import full_disk
 
 from pipeline import config
 from pipeline.serving import buffer as module
@@ -103,17 +104,15 @@ def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
 
 def test_a_full_disk_keeps_nothing_of_the_batch(buffer: Buffer) -> None:
     buffer.append([event("a")])
-    pages = buffer._connection.execute("PRAGMA page_count").fetchone()[0]
-    buffer._connection.execute(f"PRAGMA max_page_count = {pages + 4}")
     many = [event(f"{'long' * 40}{number}") for number in range(1_000)]
-    with pytest.raises(BufferFullError, match="the disk is full"):
-        buffer.append(many)
-    with pytest.raises(BufferFullError):
-        buffer.withdraw([one.happened.item for one in many])
-    with pytest.raises(BufferFullError):
-        buffer.log([answered(f"{'long' * 40}{number}") for number in range(1_000)])
-    assert (items(buffer), buffer.withdrawn(), len(buffer)) == (["a"], [], 1)
-    buffer._connection.execute("PRAGMA max_page_count = 100000")
+    with full_disk(buffer, spare=4):
+        with pytest.raises(BufferFullError, match="the disk is full"):
+            buffer.append(many)
+        with pytest.raises(BufferFullError):
+            buffer.withdraw([one.happened.item for one in many])
+        with pytest.raises(BufferFullError):
+            buffer.log([answered(f"{'long' * 40}{number}") for number in range(1_000)])
+        assert (items(buffer), buffer.withdrawn(), len(buffer)) == (["a"], [], 1)
     assert buffer.append(many) == 1_001
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
-from served import END, Small, metric, promote, running, service_of, until
+from served import END, Small, full_disk, metric, promote, running, service_of, until
 
 from pipeline.config import Arm, Layer, Serve
 from pipeline.lake import InputError
@@ -222,13 +222,9 @@ def test_a_full_disk_is_told_and_the_engine_hears_nothing(tmp_path: Path) -> Non
     async def story() -> None:
         engine = Small()
         async with running(service_of(tmp_path, engine)) as service:
-            connection = service.buffer._connection
-            pages = connection.execute("PRAGMA page_count").fetchone()[0]
-            connection.execute(f"PRAGMA max_page_count = {pages}")
-            with pytest.raises(BufferFullError):
+            with full_disk(service.buffer), pytest.raises(BufferFullError):
                 await service.feedback([event("long" * 40 + str(number)) for number in range(900)])
             assert engine.heard == []
-            connection.execute("PRAGMA max_page_count = 100000")
             assert await service.feedback([event("a")]) == 1
         assert [one.item for one in engine.heard] == ["a"]
 
@@ -239,12 +235,12 @@ def test_what_was_answered_is_logged_for_want_of_room_without(tmp_path: Path) ->
     async def story() -> None:
         async with running(service_of(tmp_path, Small())) as service:
             await service.recommend(ask(), "a")
-            service.buffer._connection.execute("ALTER TABLE responses RENAME TO elsewhere")
+            connection = sqlite3.connect(tmp_path / "live.db", timeout=10, isolation_level=None)
+            connection.execute("ALTER TABLE responses RENAME TO elsewhere")
             await until(lambda: metric(service, "recfunnel_unlogged_total") == 1)
-            service.buffer._connection.execute("ALTER TABLE elsewhere RENAME TO responses")
+            connection.execute("ALTER TABLE elsewhere RENAME TO responses")
             await service.recommend(ask(), "b")
-        with sqlite3.connect(tmp_path / "live.db") as connection:
-            rows = connection.execute("SELECT request, bundle, items, degraded FROM responses").fetchall()
+        rows = connection.execute("SELECT request, bundle, items, degraded FROM responses").fetchall()
         connection.close()
         assert rows == [("b", "bundle-a", b'["i0","i1","i2"]', b'["route:tag"]')]
 
