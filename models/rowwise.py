@@ -49,7 +49,7 @@ class RowWise(Optimizer):
         """Sum each table's gradient by row, and return the sums (U, D) of the U rows that have one, for each table
         that does; changing these changes the gradients."""
         for weight in self._with_gradient():
-            weight.grad = summed_by_row(weight.grad)  # type: ignore[arg-type]
+            weight.grad = self._summed(weight)
         return [weight.grad._values() for weight in self._with_gradient()]  # type: ignore[union-attr]
 
     @torch.no_grad()
@@ -66,9 +66,7 @@ class RowWise(Optimizer):
                 self._tick(state, step, group["lr"])
                 if weight.grad is not None:
                     rows, gradient = weight.grad._indices()[0], weight.grad._values()
-                    change = self._change(state, rows, gradient, step)
-                    weight.index_copy_(0, rows, (left * weight.index_select(0, rows)).sub_(change, alpha=group["lr"]))
-                    state["last"][rows] = step
+                    self._move(weight, rows, gradient, step, group["lr"], left)
 
     def flush(self) -> None:
         for weight in self.state:
@@ -102,6 +100,17 @@ class RowWise(Optimizer):
         decayed = state["decayed"]
         row *= (decayed[step] - decayed.index_select(0, last)).exp().to(row.dtype)[:, None]
         weight.index_copy_(0, rows, row)
+        state["last"][rows] = step
+
+    def _summed(self, weight: Tensor) -> Tensor:
+        """The gradient with one entry a row, whose values may be written to."""
+        return summed_by_row(weight.grad)  # type: ignore[arg-type]
+
+    def _move(self, weight: Tensor, rows: Tensor, gradient: Tensor, step: int, lr: float, left: float) -> None:
+        """Step the rows (U,) by their gradient (U, D); `left` is what decay leaves."""
+        state = self.state[weight]
+        change = self._change(state, rows, gradient, step)
+        weight.index_copy_(0, rows, (left * weight.index_select(0, rows)).sub_(change, alpha=lr))
         state["last"][rows] = step
 
     def _with_gradient(self) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from models.rowwise import LazyAdamW, RowAdagrad, RowWise, distinct, summed_by_row
+from pipeline.ranking.compiled_adamw import CompiledAdamW, of_tables
 
 ROWS, WIDTH = 9, 3
 LR, DECAY = 0.05, 0.8
+LAZY = [LazyAdamW, CompiledAdamW]
 
 
 def table() -> nn.Embedding:
@@ -67,9 +70,12 @@ def train_densely(told: list[tuple[Tensor, Tensor]], step) -> list[Tensor]:  # t
     return [*read, weight]
 
 
+@pytest.mark.parametrize("kind", LAZY)
 @pytest.mark.parametrize("decay", [0.0, DECAY])
 @pytest.mark.parametrize("seed", range(3))
-def test_lazy_adamw_reads_and_ends_with_what_dense_adamw_does(seed: int, decay: float) -> None:
+def test_lazy_adamw_reads_and_ends_with_what_dense_adamw_does(
+    seed: int, decay: float, kind: Callable[..., LazyAdamW]
+) -> None:
     """Torch's own, over 400 steps, so that some gaps are longer than the window."""
     told, parameter = lookups(400, seed), nn.Parameter(table().weight.detach().clone())
     dense = torch.optim.AdamW([parameter], lr=LR, weight_decay=decay)
@@ -80,7 +86,7 @@ def test_lazy_adamw_reads_and_ends_with_what_dense_adamw_does(seed: int, decay: 
         dense.step()
         weight.copy_(parameter.detach())
 
-    lazily = train_lazily(LazyAdamW([table()], lr=LR, weight_decay=decay), told)
+    lazily = train_lazily(kind([table()], lr=LR, weight_decay=decay), told)
     for one, other in zip(lazily, train_densely(told, step), strict=True):
         torch.testing.assert_close(one, other, atol=2e-5, rtol=2e-4)
 
@@ -114,11 +120,12 @@ def test_adagrad_on_paper() -> None:
         assert not embedding.weight[0].any()
 
 
-def test_a_table_looked_up_twice_in_a_step_gets_both_gradients() -> None:
+@pytest.mark.parametrize("kind", LAZY)
+def test_a_table_looked_up_twice_in_a_step_gets_both_gradients(kind: Callable[..., LazyAdamW]) -> None:
     ends = []
     for split in (False, True):
         embedding, codes = table(), torch.tensor([1, 2, 2, 5])
-        optimiser = LazyAdamW([embedding], lr=LR, weight_decay=DECAY)
+        optimiser = kind([embedding], lr=LR, weight_decay=DECAY)
         for _ in range(3):
             embedding.zero_grad()
             parts = codes.split(2) if split else [codes]
@@ -131,10 +138,11 @@ def test_a_table_looked_up_twice_in_a_step_gets_both_gradients() -> None:
     torch.testing.assert_close(*ends)
 
 
-def test_what_coalesce_returns_is_the_gradient_itself() -> None:
+@pytest.mark.parametrize("kind", [RowAdagrad, *LAZY])
+def test_what_coalesce_returns_is_the_gradient_itself(kind: Callable[..., RowWise]) -> None:
     """So that it can be clipped: to zero, and the row stays where it was."""
     embedding = table()
-    optimiser = RowAdagrad([embedding], lr=LR)
+    optimiser = kind([embedding], lr=LR)
     before = embedding.weight.detach().clone()
     embedding(torch.tensor([3])).sum().backward()
     (sums,) = optimiser.coalesce()
@@ -143,9 +151,10 @@ def test_what_coalesce_returns_is_the_gradient_itself() -> None:
     assert torch.equal(embedding.weight, before)
 
 
-def test_scoring_does_not_go_through_it_and_release_gives_the_table_back() -> None:
+@pytest.mark.parametrize("kind", LAZY)
+def test_scoring_does_not_go_through_it_and_release_gives_the_table_back(kind: Callable[..., LazyAdamW]) -> None:
     embedding = table()
-    optimiser = LazyAdamW([embedding], lr=LR, weight_decay=DECAY)
+    optimiser = kind([embedding], lr=LR, weight_decay=DECAY)
     embedding(torch.tensor([3])).sum().backward()
     optimiser.coalesce()
     optimiser.step()
@@ -167,8 +176,22 @@ def test_sums_of_rows(codes: list[int], width: int) -> None:
     index = torch.tensor(codes, dtype=torch.long)
     gradient = torch.sparse_coo_tensor(index[None], values, (70_000, width), check_invariants=False)
     got = summed_by_row(gradient)
+    embedding = nn.Embedding(70_000, width)
+    compiled = CompiledAdamW([embedding], lr=LR)
+    for _ in range(2):
+        embedding.weight.grad = gradient
+        (summed,) = compiled.coalesce()
+        assert embedding.weight.grad._indices()[0].tolist() == list(dict.fromkeys(codes))
+        assert torch.equal(embedding.weight.grad.to_dense(), got.to_dense())
+        assert len(summed) == len(set(codes))
     expected: dict[int, Tensor] = {}
     for code, value in zip(codes, values, strict=True):
         expected[code] = expected.get(code, torch.zeros(width)) + value
     assert got._indices()[0].tolist() == sorted(expected) == distinct(index, 70_000).tolist()
     assert torch.equal(got._values(), torch.stack([expected[code] for code in sorted(expected)]) if codes else values)
+
+
+def test_tables_elsewhere_or_of_other_numbers_keep_the_way_of_tensors() -> None:
+    plain, double = table(), table().double()
+    assert type(of_tables([plain], lr=LR, weight_decay=0.0)) is CompiledAdamW
+    assert type(of_tables([double], lr=LR, weight_decay=0.0)) is LazyAdamW

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from models.schema import Field, Number, Role, Schema, Sequence
 from pipeline.features.store import FeatureStore, Recipe, Rows, read_columns
+from pipeline.lake import read_parquet
 
 Array = npt.NDArray[Any]
 
@@ -135,7 +136,7 @@ def read_rows(store: FeatureStore, name: str) -> Rows:
     context = [schema.fields[place].name for place in schema.positions("context")]
     pointers = ["time", "end", "length"] if schema.sequences else []
     names = ["user_id", "item_id", *context, *NUMBERS, *schema.labels, *pointers]
-    table = pq.read_table(store.folder / name, columns=names)
+    table = read_parquet(store.folder / name, names)
     columns = {one: np.array(table[one].to_numpy()) for one in names}
     return Rows(
         user=columns["user_id"],

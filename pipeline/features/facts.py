@@ -25,6 +25,7 @@ from pipeline.features.entities import Entities, is_of_one_user
 from pipeline.features.partition import KEYS, date, events_file, history_file, late_file, runs
 from pipeline.features.statistics import ALL, Counter, as_of, count_name, window_length
 from pipeline.features.timeline import Integers, Timeline
+from pipeline.lake import read_parquet
 
 DAY = 86_400_000_000
 BLOCK = 1 << 21
@@ -188,7 +189,7 @@ def _write(columns: dict[str, Any], begin: int, end: int, path: Path) -> None:
 
 
 def _read_keys(job: Job) -> tuple[Entities, npt.NDArray[np.float32] | None]:
-    users, items = (_columns(pq.read_table(job.work / f"{side}_keys.parquet")) for side in ("user", "item"))
+    users, items = (_columns(read_parquet(job.work / f"{side}_keys.parquet")) for side in ("user", "item"))
     content = items.pop("content", None)
     return Entities(users, items, job.domains), content
 
@@ -241,7 +242,7 @@ class _Log:
         return {name: table[column].to_numpy() for name, column in zip(KEYS, names, strict=True)}
 
     def _shown(self, day: int, part: int, columns: list[str]) -> pa.Table:
-        table = pq.read_table(events_file(self.job.work, day, part), columns=[*columns, "shown"])
+        table = read_parquet(events_file(self.job.work, day, part), [*columns, "shown"])
         shown, table = table["shown"], table.select(columns)
         return table if pc.all(shown).as_py() in (True, None) else table.filter(shown)
 

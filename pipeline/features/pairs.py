@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
 from models.schema import Schema
+from pipeline.lake import read_parquet
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -62,7 +62,7 @@ def read(folder: Path, schema: Schema) -> tuple[Pair, ...]:
     crosses = [schema.fields[place].name for place in schema.positions("cross")]
     if not crosses:
         return ()
-    table = pq.read_table(folder / FILE)
+    table = read_parquet(folder / FILE)
     columns = [table[column].to_numpy() for column in ("left", "right", "code")]
     sizes = {field.name: field.size for field in schema.fields}
     owns = (table["field"].to_numpy() == name for name in crosses)

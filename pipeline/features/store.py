@@ -25,6 +25,7 @@ from pipeline.features import match, pairs, sequences, statistics
 from pipeline.features.entities import Entities
 from pipeline.features.pairs import Pair
 from pipeline.features.timeline import Integers, Timeline
+from pipeline.lake import read_parquet
 
 SLICES = ("train", "validation", "test")
 IDS = ("user_id", "item_id")
@@ -481,7 +482,7 @@ class FeatureStore:
     def _contexts(self) -> dict[str, tuple[Integers, npt.NDArray[np.int32]]]:
         """The feature ids that the vocabularies of context columns admitted, ascending, and their codes."""
         vocabulary = read_columns(self.folder / "vocabulary.parquet", ["fid", "code"])
-        field = pq.read_table(self.folder / "vocabulary.parquet", columns=["field"])["field"].to_numpy()
+        field = read_parquet(self.folder / "vocabulary.parquet", ["field"])["field"].to_numpy()
         contexts = {}
         for place in self.schema.positions("context"):
             if (name := self.schema.fields[place].name) not in BUILT_IN_CONTEXT:
@@ -552,7 +553,7 @@ def rows_of_slices(folder: Path) -> dict[str, int]:
 def read_day(folder: Path, day: str, names: list[str] | None = None) -> pa.Table:
     """The rows of a day's files, in order of time and user; all their columns, or some of those of the side "user"."""
     paths = sorted((folder / DAYS / day).glob("user-*.parquet"))
-    parts = [_beside(path, pq.read_table) if names is None else pq.read_table(path, columns=names) for path in paths]
+    parts = [_beside(path, read_parquet) if names is None else read_parquet(path, names) for path in paths]
     if len(parts) == 1:
         return parts[0]
     whole = pa.concat_tables(parts)
@@ -643,7 +644,7 @@ def countable(log: Events, rates: tuple[str, ...]) -> Columns:
 
 def read_columns(path: Path, names: list[str] | None = None) -> Columns:
     """Columns of a Parquet file, as `as_columns` gives them."""
-    return as_columns(pq.read_table(path, columns=names))
+    return as_columns(read_parquet(path, names))
 
 
 def as_columns(table: pa.Table) -> Columns:

@@ -15,14 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
 from models.layers import FieldEmbedding
 from models.rowwise import CLOCK
 from pipeline.features.store import FeatureStore
-from pipeline.lake import InputError, write_json
+from pipeline.lake import InputError, read_parquet, write_json
 
 WEIGHTS, IDS, TOLD, MEMORY = "model.safetensors", "known.safetensors", "known.json", "memory.safetensors"
 
@@ -42,7 +41,7 @@ class Known:
     @classmethod
     def of(cls, store: FeatureStore) -> Known:
         """What a model is to know that is trained on the train slice of these features."""
-        table = pq.read_table(store.folder / "vocabulary.parquet", columns=["field", "fid", "code"])
+        table = read_parquet(store.folder / "vocabulary.parquet", ["field", "fid", "code"])
         field, fid, code = (table[name].to_numpy() for name in ("field", "fid", "code"))
         order = np.lexsort((code, field))
         schema = store.schema

@@ -17,6 +17,7 @@ from torch import nn
 from models.schema import Schema
 from pipeline.evaluation.metrics import duration_metrics
 from pipeline.features.store import Columns, FeatureStore, Rows
+from pipeline.lake import read_parquet
 from pipeline.ranking import coarse, fine
 from pipeline.ranking.batches import Encoder
 from pipeline.ranking.coarse import rank_within
@@ -68,7 +69,7 @@ def _order(
     told = fine.with_durations(scores, ranker.schema)
     place = np.zeros(len(kept), np.int32)
     place[kept] = rank_within(fused[kept], merged.request[kept])
-    candidates = pq.read_table(recall / "merged.parquet")
+    candidates = read_parquet(recall / "merged.parquet")
     ranked = pa.table(
         {
             **{name: candidates[name] for name in ("request", "item", "position", "route")},

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from pipeline.features.store import FeatureStore, Rows
+from pipeline.lake import read_parquet
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Merged:
 
 
 def _columns(path: Path) -> dict[str, np.ndarray]:
-    table = pq.read_table(path)
+    table = read_parquet(path)
     return {name: np.array(table[name]) for name in table.column_names}
 
 

@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from models import processes
 from models.ftrl import FTRL, LearntByFTRL
 from models.layers import FieldEmbedding
-from models.rowwise import LazyAdamW, RowAdagrad, RowWise
+from models.rowwise import RowAdagrad, RowWise
+from pipeline.ranking import compiled_adamw
 
 TableOptimiser = Literal["adamw", "adagrad"]
 
@@ -46,7 +47,7 @@ class Optimisers:
         decays = {"embeddings": embedding_decay, "matrices": weight_decay, "vectors": 0.0}
         self._rowwise: list[RowWise] = []
         if tables and table_optimiser == "adamw":
-            self._rowwise.append(LazyAdamW(tables, lr=learning_rate, weight_decay=embedding_decay))
+            self._rowwise.append(compiled_adamw.of_tables(tables, lr=learning_rate, weight_decay=embedding_decay))
         elif tables:
             self._rowwise.append(RowAdagrad(tables, lr=table_learning_rate, weight_decay=embedding_decay))
         adamw = torch.optim.AdamW(_groups(model, others, decays), lr=learning_rate, fused=True)
