@@ -11,6 +11,7 @@ from pipeline import config as configuration
 from pipeline import tracking
 from pipeline.config import Config
 from pipeline.serving import bundle as bundles
+from pipeline.serving import registry
 from pipeline.serving.engine import Engine
 
 
@@ -29,11 +30,11 @@ write_bundle = Task(write_checked, name="write bundle")
 def bundle(config: str, overrides: list[str], alias: str) -> Path:
     """Bundle the latest run of a configuration and let `alias` name it. Returns the bundle's folder."""
     settings = configuration.load(Path(config), overrides)
-    place = Path(settings.folder) / bundles.FOLDER
+    place = Path(settings.folder) / registry.FOLDER
     begun = time.perf_counter()
     with tracking.start(Path(settings.folder), f"{settings.name} bundle") as run:
         made = write_bundle(place, settings)
-        bundles.promote(place, alias, made.name)
+        registry.promote(place, alias, made.name)
         run.tag(bundle=made.name, alias=alias)
         size = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
         run.log({"bytes": size, "seconds": time.perf_counter() - begun})

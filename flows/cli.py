@@ -248,12 +248,12 @@ def bundle(
 ) -> None:
     """Bundle the latest run of a configuration for the service, and let an alias name it."""
     from pipeline.config import load
-    from pipeline.serving import bundle as bundles
+    from pipeline.serving import registry
 
     settings = load(config, overrides or [])
-    place = Path(settings.folder) / bundles.FOLDER
+    place = Path(settings.folder) / registry.FOLDER
     if roll_back:
-        print(f"done: {alias} is {bundles.roll_back(place, alias)} again")
+        print(f"done: {alias} is {registry.roll_back(place, alias)} again")
         return
     from flows.servers import prefect_home
 

@@ -389,7 +389,8 @@ class BankLinear(nn.Module):
         if x.ndim == 2:
             weight = self.weight.transpose(0, 1).reshape(into, k * out)
             return torch.addmm(self.bias.view(-1), x, weight).view(len(x), k, out)
-        return torch.bmm(x.transpose(0, 1).contiguous(), self.weight).transpose(0, 1) + self.bias
+        each = torch.baddbmm(self.bias[:, None], x.transpose(0, 1).contiguous(), self.weight)
+        return each.transpose(0, 1).contiguous()  # torch is slow at rows that lie apart
 
     def of_groups(self, x: Float[Tensor, "B into"], count: Int[Tensor, " k"]) -> Float[Tensor, "B out"]:
         """From rows that lie group after group, each through its own group's layer."""

@@ -207,7 +207,7 @@ class _BendAtZero(torch.autograd.Function):
         if gradient.dtype == torch.float32:
             of_slope = torch.dot(gradient.flatten(), below.flatten())
         else:  # on a CPU one number after the other there
-            of_slope = (gradient * below).sum(dtype=torch.float32)
+            of_slope = (gradient * below).sum()
         return torch.ops.aten.threshold_backward(gradient, x, 0).lerp_(gradient, slope), of_slope.view(1)
 
 

@@ -112,14 +112,14 @@ ROUTES = ("two_tower", "item_cf", "tag", "content", "follow", "hot", "fresh", "s
 def bundles(shared: Path, small_run: Path) -> Path:
     """A folder with a bundle of the tiny run, which the alias `champion` names; it has more routes than the run."""
     from pipeline.config import load
-    from pipeline.serving import bundle
+    from pipeline.serving import bundle, registry
 
     place = shared / "bundles"
     with FileLock(shared / "bundles.lock"):
         if not (place / "champion.json").exists():
             routes = f"recall.routes={json.dumps(ROUTES)}"
             settings = load(CONFIGS / "small.toml", [*TINY, routes, "serve.live_users=50", PATIENT])
-            bundle.promote(place, "champion", bundle.write(place, made_by(small_run), settings).name)
+            registry.promote(place, "champion", bundle.write(place, made_by(small_run), settings).name)
     return place
 
 

@@ -26,7 +26,8 @@ from served import Small, full_disk, promote, service_of, until
 
 from pipeline.config import Serve
 from pipeline.lake import InputError
-from pipeline.serving.app import KEY, Guard, log_as_json, make, serve
+from pipeline.serving.app import KEY, Guard, make, serve
+from pipeline.serving.logs import log_as_json
 from pipeline.serving.service import Service
 
 ASK = {"user": "u1", "domain": "feed", "k": 3}

@@ -21,7 +21,7 @@ from pipeline.recall import candidates, exposure
 from pipeline.recall.merge import snake_merge
 from pipeline.recall.route import Requests, only
 from pipeline.recall.snapshot import take
-from pipeline.serving import bundle
+from pipeline.serving import bundle, registry
 from pipeline.serving.buffer import Happened
 from pipeline.serving.engine import Answer, Engine, Question
 from pipeline.serving.stages import Stage
@@ -31,7 +31,7 @@ SECOND = 1_000_000
 
 @pytest.fixture(scope="module")
 def engine(bundles):
-    engine = Engine(bundles / bundle.read_alias(bundles, "champion")["bundle"])
+    engine = Engine(bundles / registry.read_alias(bundles, "champion")["bundle"])
     yield engine
     engine.close()
 
@@ -39,7 +39,7 @@ def engine(bundles):
 @pytest.fixture
 def own(bundles):
     """An engine that a test may change."""
-    engine = Engine(bundles / bundle.read_alias(bundles, "champion")["bundle"])
+    engine = Engine(bundles / registry.read_alias(bundles, "champion")["bundle"])
     yield engine
     engine.close()
 
@@ -239,8 +239,8 @@ class Broken:
 @pytest.fixture
 def hasty(bundles):
     """An engine that waits a second for its routes."""
-    folder = bundles / bundle.read_alias(bundles, "champion")["bundle"]
-    usual = bundle.read_config(folder).serve
+    folder = bundles / registry.read_alias(bundles, "champion")["bundle"]
+    usual = registry.read_config(folder).serve
     engine = Engine(folder, replace(usual, deadlines={**usual.deadlines, "routes": 1_000.0}))
     yield engine
     engine.close()
@@ -400,7 +400,7 @@ def test_why_and_why_not(engine):
 
 
 def copied(bundles: Path, tmp_path: Path) -> Path:
-    name = bundle.read_alias(bundles, "champion")["bundle"]
+    name = registry.read_alias(bundles, "champion")["bundle"]
     return Path(shutil.copytree(bundles / name, tmp_path / name))
 
 
@@ -476,17 +476,17 @@ def test_no_pickle_in_a_bundle(bundles, engine):
 def test_an_alias_and_its_past(tmp_path):
     for name in ("bundle-a", "bundle-b", "bundle-c"):
         (tmp_path / name).mkdir()
-        bundle.promote(tmp_path, "champion", name)
-    assert bundle.read_alias(tmp_path, "champion") == {"bundle": "bundle-c", "previous": ["bundle-b", "bundle-a"]}
-    assert bundle.roll_back(tmp_path, "champion") == "bundle-b"
-    assert bundle.read_alias(tmp_path, "champion")["bundle"] == "bundle-b"
+        registry.promote(tmp_path, "champion", name)
+    assert registry.read_alias(tmp_path, "champion") == {"bundle": "bundle-c", "previous": ["bundle-b", "bundle-a"]}
+    assert registry.roll_back(tmp_path, "champion") == "bundle-b"
+    assert registry.read_alias(tmp_path, "champion")["bundle"] == "bundle-b"
     for name in ("bundle-d", "bundle-e", "bundle-f"):
         (tmp_path / name).mkdir()
-        bundle.promote(tmp_path, "champion", name)
+        registry.promote(tmp_path, "champion", name)
     there = {path.name for path in tmp_path.glob("bundle-*")}
     assert there == {"bundle-f", "bundle-e", "bundle-d", "bundle-b"}
     with pytest.raises(InputError, match="there is no bundle before"):
-        bundle.roll_back(tmp_path, "other")
+        registry.roll_back(tmp_path, "other")
 
 
 def test_a_run_that_has_not_ended(tmp_path):

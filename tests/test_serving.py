@@ -18,7 +18,7 @@ import polars as pl
 import pytest
 from conftest import CONFIGS, TINY, recfunnel, service
 
-from pipeline.serving import bundle
+from pipeline.serving import registry
 
 COUNTED_SECONDS = 2.5
 
@@ -33,7 +33,7 @@ def call(address: str, path: str, body: dict[str, Any] | None = None) -> dict[st
 @pytest.fixture
 def folder(bundles: Path, tmp_path: Path) -> Path:
     """A data folder with the tiny run's bundle."""
-    name = bundle.read_alias(bundles, "champion")["bundle"]
+    name = registry.read_alias(bundles, "champion")["bundle"]
     (tmp_path / "bundles").mkdir()
     (tmp_path / "bundles" / name).symlink_to(bundles / name)
     shutil.copyfile(bundles / "champion.json", tmp_path / "bundles" / "champion.json")
@@ -47,7 +47,7 @@ def test_bundle_serve_and_collect(small_run: Path, server: str) -> None:
     out, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     made = here / out.split("done: ")[1].split(" ·")[0]
-    assert bundle.read_alias(here / "data/bundles", "champion")["bundle"] == made.name
+    assert registry.read_alias(here / "data/bundles", "champion")["bundle"] == made.name
     assert "recfunnel serve --folder data" in out
     with service(here / "data", 'diversity="mmr"') as (address, _):
         body = {"user": "17", "domain": "home", "k": 5}
@@ -152,12 +152,12 @@ def children(process: int) -> list[int]:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_bundle_is_swapped_and_a_corrupt_one_refused_while_it_serves(folder: Path, processes: int) -> None:
-    good = bundle.read_alias(folder / "bundles", "champion")["bundle"]
+    good = registry.read_alias(folder / "bundles", "champion")["bundle"]
     shutil.copytree(folder / "bundles" / good, folder / "bundles" / "bundle-corrupt")
     (folder / "bundles/bundle-corrupt/config.json").write_text("{}")
     shutil.copytree(folder / "bundles" / good, folder / "bundles" / "bundle-twin")
     with service(folder, f"processes={processes}") as (address, _):
-        bundle.promote(folder / "bundles", "champion", "bundle-corrupt")
+        registry.promote(folder / "bundles", "champion", "bundle-corrupt")
         for _ in range(100):
             told = call(address, "/readyz")
             if told["refused"]:
@@ -165,7 +165,7 @@ def test_a_bundle_is_swapped_and_a_corrupt_one_refused_while_it_serves(folder: P
             time.sleep(0.1)
         assert told["bundle"] == good
         assert "config.json: not the file that was written" in told["refused"]["why"]
-        bundle.promote(folder / "bundles", "champion", "bundle-twin")
+        registry.promote(folder / "bundles", "champion", "bundle-twin")
         for _ in range(200):
             answer = call(address, "/recommend", {"user": "3", "domain": "home"})
             assert answer["degraded"] == []

@@ -36,7 +36,7 @@ from pipeline.features.store import FeatureStore
 from pipeline.lake import write_json
 from pipeline.ranking import coarse, fine
 from pipeline.recall import candidates, trained, two_tower
-from pipeline.serving import bundle
+from pipeline.serving import bundle, registry
 
 ROUTES = ("two_tower", "item_cf", "swing", "tag", "follow", "similar_author", "content", "hot", "fresh", "cache")
 WARM_UP = 300
@@ -121,7 +121,7 @@ def bundled(features: Path, folder: Path, settings: config.Config) -> Path:
         quota=folder / candidates.QUOTA,
         routes={"two_tower": places["two_tower"]},
     )
-    return bundle.write(folder / bundle.FOLDER, made, settings)
+    return bundle.write(folder / registry.FOLDER, made, settings)
 
 
 def _unbounded(labels: int) -> tuple[torch.Tensor, torch.Tensor]:

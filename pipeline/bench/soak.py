@@ -20,7 +20,7 @@ from pipeline import config
 from pipeline.bench.market import features_of
 from pipeline.bench.serve import ROUTES, bodies, bundled, resident, served
 from pipeline.features.store import FeatureStore
-from pipeline.serving import bundle
+from pipeline.serving import registry
 
 ALIAS = "champion"
 
@@ -45,11 +45,11 @@ def bench(
         folder = Path(place)
         names = [bundled(made, folder, replace(settings, seed=seed + one)).name for one in range(2)]
         for name in names:
-            bundle.promote(folder / bundle.FOLDER, ALIAS, name)
+            registry.promote(folder / registry.FOLDER, ALIAS, name)
         random = np.random.default_rng(seed)
         asked = bodies(FeatureStore.open(made), random, seconds * rate)
         with served(folder, f"processes={processes}") as (address, _, process):
-            swap = _swapping(folder / bundle.FOLDER, names, swap_seconds, seconds)
+            swap = _swapping(folder / registry.FOLDER, names, swap_seconds, seconds)
             figures = asyncio.run(_load(address, asked, rate, swap, process.pid))
             with urllib.request.urlopen(f"{address}/metrics", timeout=5) as answer:
                 told = answer.read().decode()
@@ -61,7 +61,7 @@ async def _swapping(place: Path, names: list[str], every: float, seconds: float)
     until, turn = time.perf_counter() + seconds, 0
     while time.perf_counter() + every < until:
         await asyncio.sleep(every)
-        bundle.promote(place, ALIAS, names[turn % 2])
+        registry.promote(place, ALIAS, names[turn % 2])
         turn += 1
 
 

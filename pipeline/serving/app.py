@@ -29,7 +29,6 @@ from fastapi import Body, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from limits import RateLimitItem, parse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pythonjsonlogger.orjson import OrjsonFormatter
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -419,19 +418,6 @@ def _rate(text: str) -> RateLimitItem:
 def _printable(text: str) -> str:
     """A text that may have been the client's, cut to a few lines and made valid UTF-8."""
     return text[: 5 * LONGEST_ECHO].encode("utf-8", "replace").decode()
-
-
-def log_as_json() -> None:
-    """Log ours and uvicorn's lines as JSON to standard error."""
-    handler = logging.StreamHandler()
-    formatter = OrjsonFormatter(
-        ["levelname", "name", "message"], rename_fields={"levelname": "level", "name": "logger"}, timestamp="time"
-    )
-    handler.setFormatter(formatter)
-    for name in ("recfunnel", "pipeline", "uvicorn"):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.INFO)
 
 
 @contextmanager

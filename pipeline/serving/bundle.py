@@ -20,14 +20,12 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import xxhash
-from pydantic import TypeAdapter
 
 from pipeline import lake
 from pipeline.config import Config
@@ -39,12 +37,11 @@ from pipeline.ranking import coarse, explore, fine
 from pipeline.ranking.batches import Encoder
 from pipeline.recall import candidates, exposure
 from pipeline.recall.snapshot import Snapshot, take
+from pipeline.serving import registry
 from pipeline.serving.tallies import Tally
 
 FORMAT = 1
-FOLDER = "bundles"
-KEEP = 4
-CONFIG, TOLD, PARITY, POSTERIOR = "config.json", "recall.json", "parity.parquet", "posterior.safetensors"
+TOLD, PARITY, POSTERIOR = "recall.json", "parity.parquet", "posterior.safetensors"
 HISTORY = ("user", "item", "time")
 STORED = ("schema.json", "encoders.json", "slices.json", "items.parquet", "cross_codes.parquet")
 ASKING, ASKED_FOR = 200, 50
@@ -101,37 +98,6 @@ def verify(folder: Path) -> None:
             raise InputError(f"{folder}/{name}: not the file that was written (SHA-256 differs); copy the bundle again")
 
 
-def read_config(folder: Path) -> Config:
-    """The configuration that a bundle was made with."""
-    return TypeAdapter(Config).validate_python(json.loads((folder / CONFIG).read_text()))
-
-
-def promote(place: Path, alias: str, name: str) -> None:
-    """Let an alias name this bundle. It remembers the three before; older ones that no alias remembers are removed."""
-    told = read_alias(place, alias)
-    before = [one for one in (told.get("bundle"), *told.get("previous", [])) if one and one != name]
-    lake.write_json(place / f"{alias}.json", {"bundle": name, "previous": before[: KEEP - 1]})
-    named = {one for path in place.glob("*.json") for one in _named(json.loads(path.read_text()))}
-    for old in set(before) - named:
-        shutil.rmtree(place / old, ignore_errors=True)
-
-
-def roll_back(place: Path, alias: str) -> str:
-    """Let an alias name the bundle that it named before; returns that one's name."""
-    told = read_alias(place, alias)
-    if not told.get("previous"):
-        raise InputError(f"{place}/{alias}.json: there is no bundle before {told.get('bundle', 'the first')}")
-    name, *others = told["previous"]
-    lake.write_json(place / f"{alias}.json", {"bundle": name, "previous": [*others, told["bundle"]]})
-    return str(name)
-
-
-def read_alias(place: Path, alias: str) -> dict[str, Any]:
-    """What an alias names: `bundle`, and those before it as `previous`; nothing where there is no such alias."""
-    path = place / f"{alias}.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
 @dataclass(frozen=True)
 class Ids:
     """The rows of raw ids: `hashes` (N,) ascend, `rows` (N,) are theirs, and `names` the ids by row."""
@@ -178,7 +144,7 @@ def _write_ids(features: Path, folder: Path, side: str) -> None:
 
 
 def _fill(folder: Path, made: Made, settings: Config) -> None:
-    lake.write_json(folder / CONFIG, settings.to_dict())
+    lake.write_json(folder / registry.CONFIG, settings.to_dict())
     store = FeatureStore.open(made.features)
     end = store.slices["end"]
     write_features(store, folder / "features", settings.serve.live_users)
@@ -285,7 +251,3 @@ def _hashes(folder: Path) -> dict[str, dict[str, object]]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _named(alias: dict[str, Any]) -> list[str]:
-    return [alias["bundle"], *alias["previous"]]

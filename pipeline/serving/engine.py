@@ -39,7 +39,7 @@ from pipeline.ranking.fuse import fuse, with_recall
 from pipeline.recall import exposure, merge
 from pipeline.recall.candidates import opened
 from pipeline.recall.route import NOTHING, Found, Requests, Route, nothing
-from pipeline.serving import bundle, explanation
+from pipeline.serving import bundle, explanation, registry
 from pipeline.serving.buffer import Happened
 from pipeline.serving.bundle import HISTORY, Ids
 from pipeline.serving.live import LiveStore, Strips, runs
@@ -135,7 +135,7 @@ class Engine:
         if not trusted:
             bundle.verify(folder)
         self.name = folder.name
-        self.config: Config = bundle.read_config(folder)
+        self.config: Config = registry.read_config(folder)
         self.settings = settings or self.config.serve
         self.store = LiveStore.of(folder / "features", users=self.settings.live_users)
         self.end = self.store.slices["end"]
