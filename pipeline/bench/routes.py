@@ -1,4 +1,5 @@
-"""Every route asked by one user at a time, as online, among so many items: milliseconds of each and of all together.
+"""Every route asked by one user at a time, as online, among so many items: milliseconds of each, of all one after the
+other, and of all side by side, as the service asks them.
 
 By the wall clock, and by the clock of the thread, which stands still while others have the core: on a busy machine only
 this one tells what a route takes.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from pipeline.recall import trained, two_tower
 from pipeline.recall.candidates import ROUTES
 from pipeline.recall.route import Requests, Route
 from pipeline.recall.snapshot import Snapshot, take
+from pipeline.serving.stages import Routes
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "two_tower": {"index": "pq"},
@@ -38,6 +41,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 TOO_LONG = ("markov",)
 WARM_UP = 50
+PATIENT = 60_000.0
 
 
 def bench(
@@ -46,12 +50,13 @@ def bench(
     impressions: int = 300_000,
     requests: int = 2_000,
     k: int = Recall.per_route,
-    threads: int = 1,
+    threads: int = 2,
     seed: int = 0,
 ) -> dict[str, float]:
-    """p50 and p99 of `requests` users with a history, after loading; torch and Faiss use so many threads."""
-    torch.set_num_threads(threads)
-    faiss.omp_set_num_threads(threads)
+    """p50 and p99 of `requests` users with a history, after loading: of each route and of `all`, on one thread, and of
+    all `side_by_side` on so many."""
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
     with (
         features_of(users=users, items=items, impressions=impressions, seed=seed) as features,
         tempfile.TemporaryDirectory(prefix="recfunnel-bench-") as place,
@@ -63,12 +68,15 @@ def bench(
         asking = generator.choice(snapshot.history["user"].unique().sort().to_numpy(), requests + WARM_UP)
         domains = generator.integers(0, len(store.schema.domains), len(asking))
         together = Requests.of(snapshot, pl.DataFrame({"user": asking, "domain": domains}))
-        taken = 1e3 * np.array([_ask(routes, _alone(together, row), k) for row in range(len(asking))])[WARM_UP:]
+        asked = [_alone(together, row) for row in range(len(asking))]
+        taken = 1e3 * np.array([_ask(routes, one, k) for one in asked])[WARM_UP:]
+        side_by_side = _side_by_side(routes, asked, k, threads)[WARM_UP:]
     figures: dict[str, float] = {"items": len(snapshot.items), "history": len(together.items) / len(asking)}
     for name, column in {**dict(zip(routes, taken.T, strict=True)), "all": taken.sum(axis=2).T}.items():
         for clock, measured in zip(("ms", "thread_ms"), column, strict=True):
             for percent in (50, 99):
                 figures[f"{name}_p{percent}_{clock}"] = float(np.percentile(measured, percent))
+    figures |= {f"side_by_side_p{percent}_ms": float(np.percentile(side_by_side, percent)) for percent in (50, 99)}
     return figures
 
 
@@ -110,3 +118,16 @@ def _ask(routes: dict[str, Route], request: Requests, k: int) -> npt.NDArray[np.
         route.recall(request, k)
         moments.append((time.perf_counter(), time.thread_time()))
     return np.diff(moments, axis=0).T
+
+
+def _side_by_side(
+    routes: dict[str, Route], requests: Sequence[Requests], k: int, threads: int
+) -> npt.NDArray[np.float64]:
+    """Milliseconds of each request by the wall clock, of the service's own stage."""
+    stage = Routes(routes, threads, PATIENT)
+    moments = [time.perf_counter()]
+    for request in requests:
+        stage.ask(tuple(routes), request, k)
+        moments.append(time.perf_counter())
+    stage.close()
+    return 1e3 * np.diff(moments)
