@@ -32,7 +32,7 @@ from pipeline.lake import mapped, write_json
 from pipeline.recall import neighbours
 from pipeline.recall.item_matrix import Engagements, power
 from pipeline.recall.nearest import hold, unpacked
-from pipeline.recall.neighbours import Table, latest
+from pipeline.recall.neighbours import Table, latest, slot_of
 from pipeline.recall.route import NOTHING, Found, Requests, Route
 from pipeline.recall.snapshot import Snapshot
 
@@ -117,39 +117,57 @@ def _walk(  # type: ignore[no-untyped-def]
     begins, history, offsets, taken, to_user, users, of_item, to_item, items, of_user, sharpener, before, after, keys
 ):
     size, rank = sharpener.shape
-    blurred, reached = np.zeros(size), np.zeros(len(of_user) - 1)
-    met, asked = np.empty(size + 1, np.int32), np.empty(len(of_user), np.int32)
     spread = np.empty(rank, np.float32)
     for request in range(len(keys)):
         spread[:] = 0.0
-        count, people = 0, 0
+        most = 0
         for way in range(begins[request], begins[request + 1]):
             own = history[way]
             for number in range(rank):
                 spread[number] += before[own] * sharpener[own, number]
+            most += of_item[own + 1] - of_item[own]
+        person, reached, bits = _empty(min(most, len(of_user) - 1))
+        asked, people = np.empty(len(person), np.int64), 0
+        most = 0
+        for way in range(begins[request], begins[request + 1]):
+            own = history[way]
             for at in range(of_item[own], of_item[own + 1]):
-                asked[people] = users[at]
-                people += reached[users[at]] == 0.0
-                reached[users[at]] += before[own] * to_user[at]
+                user = users[at]
+                slot = slot_of(person, bits, user)
+                if person[slot] == NOTHING:
+                    person[slot], asked[people] = user, slot
+                    people += 1
+                    most += of_user[user + 1] - of_user[user]
+                reached[slot] += before[own] * to_user[at]
+        owner, blurred, bits = _empty(min(most, size))
+        met, count = np.empty(len(owner), np.int64), 0
         for number in range(people):
-            user = asked[number]
+            user, weight = person[asked[number]], reached[asked[number]]
             for at in range(of_user[user], of_user[user + 1]):
-                met[count] = items[at]
-                count += blurred[items[at]] == 0.0
-                blurred[items[at]] += reached[user] * to_item[at]
-            reached[user] = 0.0
+                slot = slot_of(owner, bits, items[at])
+                if owner[slot] == NOTHING:
+                    owner[slot], met[count] = items[at], slot
+                    count += 1
+                blurred[slot] += weight * to_item[at]
         for event in range(offsets[request], offsets[request + 1]):
-            if taken[event] < size:
-                blurred[taken[event]] = 0.0
+            blurred[slot_of(owner, bits, taken[event])] = 0.0
         for number in range(count):
-            item = met[number]
-            most = np.float32(blurred[item] * after[item])
-            if most > 0.0 and np.int64(most.view(np.int32)) >= keys[request, 0] >> 32:
+            item, value = owner[met[number]], blurred[met[number]]
+            highest = np.float32(value * after[item])
+            if highest > 0.0 and np.int64(highest.view(np.int32)) >= keys[request, 0] >> 32:
                 back = np.float32(0.0)
                 for place in range(rank):
                     back += spread[place] * sharpener[item, place]
-                hold(keys[request], (blurred[item] - max(back, np.float32(0.0))) * after[item], item)
-            blurred[item] = 0.0
+                hold(keys[request], (value - max(back, np.float32(0.0))) * after[item], item)
+
+
+@njit(nogil=True, cache=True)
+def _empty(most):  # type: ignore[no-untyped-def]
+    """A table by hashes (`slot_of`) with room for so many numbers, their sums, and the bits of its size."""
+    bits = 4
+    while (1 << bits) < 2 * most:
+        bits += 1
+    return np.full(1 << bits, NOTHING, np.int32), np.zeros(1 << bits), bits
 
 
 def load(folder: Path, store: FeatureStore) -> Route:  # noqa: ARG001
