@@ -33,10 +33,11 @@ from pipeline.recall.snapshot import Snapshot, take
 from pipeline.serving.stages import Routes
 
 OPTIONS: dict[str, dict[str, Any]] = {
+    "two_tower": {"index": "pq"},
     "ease": {"most_taken": 5_000},
     "slit": {"most_taken": 5_000},
     "graph_filter": {"rank": 32},
-    "ials": {"width": 64, "sweeps": 2},
+    "ials": {"index": "pq", "width": 64, "sweeps": 2},
 }
 TOO_LONG = ("markov",)
 WARM_UP = 50
