@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
@@ -35,14 +34,6 @@ KEEP = 4
 
 class InputError(ValueError):
     """Input that its owner can mend: the message names the file, the column and the fix."""
-
-
-def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """A file's columns, all of them or these in this order; `pq.read_table` would import pandas first, .4 s in every
-    process. Raises KeyError for a column that is not there."""
-    with pq.ParquetFile(path) as file:
-        table = file.read(columns)
-    return table if columns is None else table.select(columns)
 
 
 def hash_file(path: Path) -> str:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from models.schema import Field, Number, Role, Schema, Sequence
 from pipeline.features.store import FeatureStore, Recipe, Rows, read_columns
-from pipeline.lake import read_parquet
+from pipeline.parquet import read_parquet
 
 Array = npt.NDArray[Any]
 

@@ -25,7 +25,7 @@ from pipeline.features.entities import Entities, is_of_one_user
 from pipeline.features.partition import KEYS, date, events_file, history_file, late_file, runs
 from pipeline.features.statistics import ALL, Counter, as_of, count_name, window_length
 from pipeline.features.timeline import Integers, Timeline
-from pipeline.lake import read_parquet
+from pipeline.parquet import read_parquet
 
 DAY = 86_400_000_000
 BLOCK = 1 << 21

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.schema import Schema
-from pipeline.lake import read_parquet
+from pipeline.parquet import read_parquet
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array

@@ -25,7 +25,7 @@ from pipeline.features import match, pairs, sequences, statistics
 from pipeline.features.entities import Entities
 from pipeline.features.pairs import Pair
 from pipeline.features.timeline import Integers, Timeline
-from pipeline.lake import read_parquet
+from pipeline.parquet import read_parquet
 
 SLICES = ("train", "validation", "test")
 IDS = ("user_id", "item_id")

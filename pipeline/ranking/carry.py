@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from models.layers import FieldEmbedding
 from models.rowwise import CLOCK
 from pipeline.features.store import FeatureStore
-from pipeline.lake import InputError, read_parquet, write_json
+from pipeline.lake import InputError, write_json
+from pipeline.parquet import read_parquet
 
 WEIGHTS, IDS, TOLD, MEMORY = "model.safetensors", "known.safetensors", "known.json", "memory.safetensors"
 

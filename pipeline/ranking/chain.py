@@ -17,7 +17,7 @@ from torch import nn
 from models.schema import Schema
 from pipeline.evaluation.metrics import duration_metrics
 from pipeline.features.store import Columns, FeatureStore, Rows
-from pipeline.lake import read_parquet
+from pipeline.parquet import read_parquet
 from pipeline.ranking import coarse, fine
 from pipeline.ranking.batches import Encoder
 from pipeline.ranking.coarse import rank_within

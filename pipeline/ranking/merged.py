@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.features.store import FeatureStore, Rows
-from pipeline.lake import read_parquet
+from pipeline.parquet import read_parquet
 
 
 @dataclass(frozen=True)
