@@ -472,7 +472,7 @@ def test_an_answer_of_a_bundle_that_is_gone_is_not_explained(tmp_path: Path) -> 
             await service.recommend(ask(), "r")
             promote(tmp_path, "bundle-b")
             await until(lambda: in_service(service) == "bundle-b")
-            assert first.closed
+            await until(lambda: first.closed)
             with pytest.raises(ForgottenError, match="answered by bundle-a, which is no longer in service"):
                 await service.why("r", "i0")
 

@@ -61,8 +61,9 @@ class ESMM(nn.Module):
         self.networks = Bank(len(labels), self.inputs.width, *hidden, 1)
 
     def given_condition(self, batch: dict[str, Tensor]) -> Float[Tensor, "B T"]:
-        """Logits of each label where its condition holds, such as pCVR; of one without a condition, its logits."""
-        return self.networks(self.inputs(batch)).flatten(1)  # type: ignore[no-any-return]
+        """Logits of each label where its condition holds, such as pCVR; of one without a condition, its logits. In
+        float32, as chances near 1 are to be multiplied."""
+        return self.networks(self.inputs(batch)).flatten(1).float()  # type: ignore[no-any-return]
 
     def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "B T"]:
         given = joint = self.given_condition(batch)
