@@ -193,7 +193,7 @@ def full_disk(buffer: Buffer, *, spare: int = 0) -> Iterator[None]:
             buffer._connection.execute("PRAGMA max_page_count = 1000000")
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 25.0) -> None:
     """Wait for a condition; it must come true."""
     end = time.monotonic() + seconds
     while not condition():

@@ -21,10 +21,16 @@ from pipeline.serving.engine import Answer, Question
 from pipeline.serving.messages import Ask, Event
 from pipeline.serving.pool import FailedError, NotReadyError
 from pipeline.serving.service import ForgottenError, Service
-from pipeline.serving.starting import in_process
+from pipeline.serving.starting import in_process, prepare
 
 TWO = Serve(processes=2, together=2)
 OFTEN = 40
+
+
+@pytest.fixture(autouse=True, scope="module")
+def prepared() -> None:
+    """As the service does: else every worker imports everything anew, seconds on a busy machine."""
+    prepare("pipeline.serving.work")
 
 
 class Fatal(Small):
