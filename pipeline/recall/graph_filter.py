@@ -32,7 +32,7 @@ from pipeline.lake import mapped, write_json
 from pipeline.recall import neighbours
 from pipeline.recall.item_matrix import Engagements, power
 from pipeline.recall.nearest import hold, unpacked
-from pipeline.recall.neighbours import Table, latest, slot_of
+from pipeline.recall.neighbours import Table, empty_table, latest, slot_of
 from pipeline.recall.route import NOTHING, Found, Requests, Route
 from pipeline.recall.snapshot import Snapshot
 
@@ -126,8 +126,8 @@ def _walk(  # type: ignore[no-untyped-def]
             for number in range(rank):
                 spread[number] += before[own] * sharpener[own, number]
             most += of_item[own + 1] - of_item[own]
-        person, reached, bits = _empty(min(most, len(of_user) - 1))
-        asked, people = np.empty(len(person), np.int64), 0
+        person, bits = empty_table(min(most, len(of_user) - 1))
+        reached, asked, people = np.zeros(len(person)), np.empty(len(person), np.int64), 0
         most = 0
         for way in range(begins[request], begins[request + 1]):
             own = history[way]
@@ -139,8 +139,8 @@ def _walk(  # type: ignore[no-untyped-def]
                     people += 1
                     most += of_user[user + 1] - of_user[user]
                 reached[slot] += before[own] * to_user[at]
-        owner, blurred, bits = _empty(min(most, size))
-        met, count = np.empty(len(owner), np.int64), 0
+        owner, bits = empty_table(min(most, size))
+        blurred, met, count = np.zeros(len(owner)), np.empty(len(owner), np.int64), 0
         for number in range(people):
             user, weight = person[asked[number]], reached[asked[number]]
             for at in range(of_user[user], of_user[user + 1]):
@@ -159,15 +159,6 @@ def _walk(  # type: ignore[no-untyped-def]
                 for place in range(rank):
                     back += spread[place] * sharpener[item, place]
                 hold(keys[request], (value - max(back, np.float32(0.0))) * after[item], item)
-
-
-@njit(nogil=True, cache=True)
-def _empty(most):  # type: ignore[no-untyped-def]
-    """A table by hashes (`slot_of`) with room for so many numbers, their sums, and the bits of its size."""
-    bits = 4
-    while (1 << bits) < 2 * most:
-        bits += 1
-    return np.full(1 << bits, NOTHING, np.int32), np.zeros(1 << bits), bits
 
 
 def load(folder: Path, store: FeatureStore) -> Route:  # noqa: ARG001

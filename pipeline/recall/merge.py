@@ -9,7 +9,7 @@ import numpy.typing as npt
 import polars as pl
 from numba import njit
 
-from pipeline.recall.neighbours import slot_of
+from pipeline.recall.neighbours import empty_table, slot_of
 from pipeline.recall.route import NOTHING, Found
 
 Integers = npt.NDArray[np.integer]
@@ -118,10 +118,8 @@ def _snake(begins, item, place, rank, limits, deepest, size, kept, position):  #
             turn = _turn(place[candidate], rank[candidate], limits, deepest)
             offered[turn] = candidate - begin
             last = max(last, turn + 1)
-        bits = 4
-        while (1 << bits) < 2 * min(size, end - begin):
-            bits += 1
-        listed, first = np.full(1 << bits, NOTHING, np.int32), count
+        listed, bits = empty_table(min(size, end - begin))
+        first = count
         for turn in range(last):
             if offered[turn] != NOTHING and count - first < size:
                 candidate = begin + offered[turn]

@@ -114,10 +114,8 @@ def _follow(begins, middle, weight, data, indices, indptr, offsets, taken, items
         most = offsets[request + 1] - offsets[request]
         for way in range(begins[request], begins[request + 1]):
             most += indptr[middle[way] + 1] - indptr[middle[way]]
-        bits = 4
-        while (1 << bits) < 2 * most:
-            bits += 1
-        owner, total = np.full(1 << bits, NOTHING, np.int32), np.zeros(1 << bits)
+        owner, bits = empty_table(most)
+        total = np.zeros(len(owner))
         for place in range(offsets[request], offsets[request + 1]):
             slot = slot_of(owner, bits, taken[place])
             owner[slot], total[slot] = taken[place], -np.inf
@@ -141,6 +139,15 @@ def _follow(begins, middle, weight, data, indices, indptr, offsets, taken, items
                 break
             items[request, rank] = LAST - (best[rank] & LAST)
             scores[request, rank] = total[slot_of(owner, bits, items[request, rank])]
+
+
+@njit(nogil=True, cache=True)
+def empty_table(most):  # type: ignore[no-untyped-def]
+    """A table by hashes (`slot_of`) with room for so many items, at most half full, and the bits of its size."""
+    bits = 4
+    while (1 << bits) < 2 * most:
+        bits += 1
+    return np.full(1 << bits, NOTHING, np.int32), bits
 
 
 @njit(nogil=True, cache=True, inline="always")

@@ -1,6 +1,6 @@
 """The bundles of a data folder, and the aliases that name them.
 
-Nothing of a model is imported here: a service of several processes reads this before anything else.
+Neither engine nor API is imported here: a service of several processes reads this before it has either.
 """
 
 from __future__ import annotations
